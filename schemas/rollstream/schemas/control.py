@@ -1,0 +1,97 @@
+"""`control`: small facts everybody follows; compacted, so the newest record per key is always there."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import msgspec
+
+from rollstream.schemas.messages import Message
+
+
+class PolicyVersion(Message, frozen=True, kw_only=True):
+    """New weights are ready. Key: ``policy``. Newer = greater (lineage, version)."""
+
+    topic: ClassVar[str] = "control"
+
+    version: int
+    """The trainer's optimizer step."""
+    lineage: int
+    """Control offset of the ``TrainerStart`` of the trainer that made it."""
+    uri: str
+    """Directory with the files and ``manifest.json``; any fsspec URL or a local path."""
+    manifest_sha256: str
+    published_at: float = 0.0
+    model: str = ""
+
+
+class TrainerStart(Message, frozen=True, kw_only=True):
+    """A trainer began; its offset is the lineage of everything it publishes. Key: ``trainer-start/<trainer_id>``."""
+
+    topic: ClassVar[str] = "control"
+
+    trainer_id: str
+    parent_lineage: int | None = None
+    """Lineage and version of the checkpoint it was restored from; None for a fresh start."""
+    parent_version: int | None = None
+    started_at: float = 0.0
+
+
+class TrainerProgress(Message, frozen=True, kw_only=True):
+    """How far the trainer is and how much may be emitted. Key: ``trainer-progress``."""
+
+    topic: ClassVar[str] = "control"
+
+    trainer_id: str
+    lineage: int
+    version: int
+    groups_consumed: int
+    groups_dropped: int
+    emit_limit: int | None
+    """Producers wait while the groups they have emitted together reach it; None: no limit."""
+    updated_at: float = 0.0
+
+
+class ProducerProgress(Message, frozen=True, kw_only=True):
+    """How many groups a producer has emitted. Key: ``producer/<run_id>``."""
+
+    topic: ClassVar[str] = "control"
+
+    run_id: str
+    groups_emitted: int
+    """Group indices 0 … groups_emitted - 1 are acknowledged."""
+    group_size: int
+    is_finished: bool = False
+    updated_at: float = 0.0
+
+
+class Pause(Message, frozen=True, kw_only=True):
+    """Producers stop emitting while it holds. Key: ``pause``."""
+
+    topic: ClassVar[str] = "control"
+
+    is_paused: bool
+    reason: str = ""
+
+
+class WorkerStatus(Message, frozen=True, kw_only=True):
+    """A worker's own word on what it does, every few seconds. Key: ``worker/<worker_id>``; final one: ``stopped``."""
+
+    topic: ClassVar[str] = "control"
+
+    worker_id: str
+    role: Literal["rollout-worker", "tool-worker", "trainer", "producer"]
+    state: Literal["starting", "running", "draining", "stopped"]
+    running: int = 0
+    """Episodes or tool calls running now."""
+    finished: int = 0
+    """Episodes or tool calls finished since it started."""
+    policy_version: int | None = None
+    lineage: int | None = None
+    interval_s: float = 5.0
+    """Silent for three intervals: presumed dead."""
+    updated_at: float = 0.0
+    stats: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+
+
+ControlMessage = PolicyVersion | TrainerStart | TrainerProgress | ProducerProgress | Pause | WorkerStatus
