@@ -63,6 +63,12 @@ class ProducerProgress(Message, frozen=True, kw_only=True):
     group_size: int
     is_finished: bool = False
     updated_at: float = 0.0
+    is_train: bool = True
+    """False: an evaluation run; its groups take no place under ``emit_limit``."""
+    fingerprints: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    """Digest per option and of the data: a run is continued only under the same ones."""
+    start_offsets: list[int] = msgspec.field(default_factory=list[int])
+    """Per partition of ``tasks``: no task of the run lies below it. Empty: unknown."""
 
 
 class Pause(Message, frozen=True, kw_only=True):
