@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
 
 
@@ -37,3 +38,8 @@ def call_id(trajectory_id: str, birth: int, path: str, index: int, arguments: st
 def group_partition(group_id: str, partitions: int) -> int:
     """The partition of a group in a topic of ``partitions`` partitions: all its members are neighbours."""
     return int(group_id[:8], 16) % partitions
+
+
+def session_token(incarnation: str, call_ids: Iterable[str]) -> str:
+    """The state of a tool session: its sandbox and the set of all calls it has run, in whatever order."""
+    return _digest("token", incarnation, *sorted(call_ids))
