@@ -1,0 +1,1 @@
+"""The demo: everything on this machine, from nothing to a reward curve that rises."""

@@ -1,0 +1,101 @@
+"""The ``rollstream`` command. A command's module is imported only when the command is called, so help is instant."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from rollstream.cli.command_line import CommandLine, remember
+from rollstream.schemas.errors import RollstreamError
+
+
+@dataclass(frozen=True)
+class LazyCommand:
+    """Where a command lives: ``module:attribute`` is a function or, for a group of commands, a ``typer.Typer``."""
+
+    name: str
+    source: str
+    help: str
+
+    def load(self) -> Callable[..., object] | typer.Typer:
+        """Import the module and return what it declares."""
+        module, _, attribute = self.source.partition(":")
+        return getattr(import_module(module), attribute)
+
+
+COMMANDS = (
+    LazyCommand("demo", "rollstream.cli.demo.command:demo_command", "From nothing to a reward curve that rises."),
+    LazyCommand("up", "rollstream.cli.up:up_command", "Run all roles of rollstream.toml on this machine."),
+    LazyCommand("status", "rollstream.cli.status:status_command", "Show lag, episodes, workers and policy versions."),
+    LazyCommand("doctor", "rollstream.cli.doctor:doctor_command", "Check this machine and say what to do."),
+    LazyCommand("broker", "rollstream.cli.broker:broker_app", "Start, stop and look at a local Kafka broker."),
+    LazyCommand("topics", "rollstream.cli.topics:topics_app", "Create, check and list the topics."),
+    LazyCommand("produce", "rollstream.cli.produce:produce_command", "Turn a dataset into tasks."),
+    LazyCommand(
+        "rollout-worker",
+        "rollstream.cli.rollout_worker:rollout_worker_command",
+        "Run episodes: tasks in, trajectories out.",
+    ),
+    LazyCommand("tool-worker", "rollstream.cli.tool_worker:tool_worker_command", "Run tool calls in sandboxes."),
+    LazyCommand("trajectories", "rollstream.cli.trajectories:trajectories_app", "Follow and export trajectories."),
+    LazyCommand("schemas", "rollstream.cli.schemas:schemas_app", "Write and check the JSON Schemas of all messages."),
+    LazyCommand("version", "rollstream.cli.version:version_command", "Print versions of RollStream and its engine."),
+)
+
+
+def build_app(arguments: Sequence[str]) -> typer.Typer:
+    """The command tree in which only the commands named in ``arguments`` are real; the others are their help line."""
+    app = typer.Typer(
+        name="rollstream",
+        help="Kafka-native rollout pipeline for online reinforcement learning of LLM agents.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_remember_globals)
+    for command in COMMANDS:
+        loaded = command.load() if command.name in arguments else _unloaded
+        if isinstance(loaded, typer.Typer):
+            app.add_typer(loaded, name=command.name, help=command.help)
+        else:
+            app.command(command.name, short_help=command.help)(loaded)
+    return app
+
+
+def main() -> NoReturn:
+    """Entry point of the ``rollstream`` script; what is wrong on purpose ends in one message and exit code 1 or 2."""
+    arguments = sys.argv[1:]
+    try:
+        build_app(arguments)(arguments, prog_name="rollstream", standalone_mode=True)
+    except RollstreamError as error:
+        print(f"rollstream: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _unloaded() -> None:
+    raise AssertionError("a command that is called is always loaded")
+
+
+def _remember_globals(
+    config: Annotated[
+        Path | None, typer.Option(help="Settings file; without it ./rollstream.toml is read if it exists.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting: kafka.bootstrap=host:9092.")
+    ] = None,
+) -> None:
+    remember(CommandLine(config=config, assignments=tuple(set_ or ())))
+
+
+if __name__ == "__main__":
+    main()
