@@ -1,5 +1,6 @@
 """Fixtures every test may use: one broker for the session, one set of topics for each test that asks for it."""
-# pyright: reportUnknownMemberType=false  -- aiokafka's admin client is only partly annotated
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# (aiokafka's admin client is only partly annotated)
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ PARTITIONS = {
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Bootstrap address of a real broker: the one in ``ROLLSTREAM_TEST_BOOTSTRAP``, else one that dies with the suite."""
+    """Bootstrap address of a real broker: ``ROLLSTREAM_TEST_BOOTSTRAP``, else one that dies with the suite."""
     if given := os.environ.get(BOOTSTRAP_VARIABLE):
         yield given
         return
@@ -42,7 +43,6 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 async def kafka(broker: str) -> AsyncIterator[KafkaSettings]:
     """Settings under a prefix of the test's own, its topics created with few partitions and deleted afterwards."""
     from aiokafka.admin import AIOKafkaAdminClient
-
     from rollstream.transport.settings import KafkaSettings
     from rollstream.transport.topic_admin import apply_topics
 
