@@ -1,0 +1,1 @@
+"""The `rollstream` command: one module per command."""

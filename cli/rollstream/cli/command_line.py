@@ -29,7 +29,7 @@ _given = CommandLine()
 
 def remember(command_line: CommandLine) -> None:
     """Keep what the user typed; called once per process, before the command."""
-    global _given  # noqa: PLW0603
+    global _given
     _given = command_line
 
 

@@ -49,6 +49,9 @@ COMMANDS = (
 )
 
 
+GLOBAL_OPTIONS = ("--config", "--set")
+
+
 def build_app(arguments: Sequence[str]) -> typer.Typer:
     """The command tree in which only the commands named in ``arguments`` are real; the others are their help line."""
     app = typer.Typer(
@@ -71,7 +74,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
 
 def main() -> NoReturn:
     """Entry point of the ``rollstream`` script; what is wrong on purpose ends in one message and exit code 1 or 2."""
-    arguments = sys.argv[1:]
+    arguments = globals_first(sys.argv[1:])
     try:
         build_app(arguments)(arguments, prog_name="rollstream", standalone_mode=True)
     except RollstreamError as error:
@@ -80,6 +83,22 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def globals_first(arguments: Sequence[str]) -> list[str]:
+    """Move ``--config`` and ``--set`` before the command's name, so that they may stand anywhere before ``--``."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    first: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments[:end])
+    for word in words:
+        if word in GLOBAL_OPTIONS:
+            first += [word, *([value] if (value := next(words, None)) is not None else [])]
+        elif word.startswith(tuple(f"{option}=" for option in GLOBAL_OPTIONS)):
+            first.append(word)
+        else:
+            rest.append(word)
+    return [*first, *rest, *arguments[end:]]
 
 
 def _unloaded() -> None:

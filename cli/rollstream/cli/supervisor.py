@@ -16,10 +16,10 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, Literal
 
 from rollstream.cli.restart_policy import Finished, GiveUp, Restart, RestartPolicy, after_exit
 from rollstream.schemas.errors import RollstreamError
@@ -54,7 +54,7 @@ class ProcessSpec:
     log_path: Path
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     may_finish: bool = False
-    restarts: RestartPolicy = RestartPolicy()
+    restarts: RestartPolicy = field(default_factory=RestartPolicy)
 
 
 @dataclass(frozen=True)
@@ -153,24 +153,28 @@ class Supervisor:
 
     async def _run_once(self, spec: ProcessSpec, restarts: int) -> int:
         spec.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with spec.log_path.open("ab", buffering=0) as log:
+        # Not asyncio's own pipe: with that, ``wait`` also waits for grandchildren that hold the other end.
+        read_end, write_end = os.pipe()
+        with os.fdopen(read_end, "rb", buffering=0) as output, spec.log_path.open("ab", buffering=0) as log:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *spec.command,
                     env={**os.environ, **spec.environment},
                     stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.STDOUT,
+                    stdout=write_end,
+                    stderr=write_end,
                     start_new_session=True,
                     preexec_fn=_die_with(os.getpid()),
                 )
             except OSError as error:
                 self._say(spec.name, f"cannot start {spec.command[0]!r}: {error}")
                 return 127
+            finally:
+                os.close(write_end)
             try:
                 self._states[spec.name] = ProcessState(spec.name, "running", process.pid, restarts)
                 async with asyncio.TaskGroup() as tasks:
-                    reader = tasks.create_task(self._copy_lines(spec.name, process, log))
+                    reader = tasks.create_task(self._copy_lines(spec.name, output, log))
                     ender = tasks.create_task(self._end_on_stop(process))
                     exit_code = await process.wait()
                     ender.cancel()
@@ -183,10 +187,18 @@ class Supervisor:
                 if process.returncode is None:
                     _signal_group(process.pid, signal.SIGKILL)
 
-    async def _copy_lines(self, name: str, process: asyncio.subprocess.Process, log: BinaryIO) -> None:
-        assert process.stdout is not None
+    async def _copy_lines(self, name: str, output: IO[bytes], log: IO[bytes]) -> None:
+        stream = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), output)
+        try:
+            await self._copy(name, stream, log)
+        finally:
+            transport.close()
+
+    async def _copy(self, name: str, stream: asyncio.StreamReader, log: IO[bytes]) -> None:
         rest = b""
-        while chunk := await process.stdout.read(65536):
+        while chunk := await stream.read(65536):
             log.write(chunk)
             *lines, rest = (rest + chunk).split(b"\n")
             if len(rest) > MAX_LINE_BYTES:
@@ -210,7 +222,7 @@ class Supervisor:
 
 
 @contextlib.contextmanager
-def stop_on_signals(stop: asyncio.Event, kill: asyncio.Event) -> Iterator[None]:
+def drain_on_signals(stop: asyncio.Event, kill: asyncio.Event) -> Generator[None]:
     """Inside the block the first SIGINT or SIGTERM sets ``stop`` (drain), the second sets ``kill``."""
     loop = asyncio.get_running_loop()
 

@@ -54,6 +54,11 @@ class TaskLedger:
         """Tasks with a trajectory."""
         return len(self._ended)
 
+    @property
+    def group_size(self) -> int:
+        """Tasks per group, as the producers say; 0 while none has spoken."""
+        return max((run.group_size for run in self._progress.values()), default=0)
+
     def open_tasks(self) -> frozenset[str]:
         """Ids of tasks without a trajectory."""
         return frozenset(self._emitted - self._ended)

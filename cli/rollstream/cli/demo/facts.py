@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rollstream.schemas.control import PolicyVersion
 from rollstream.schemas.trajectories import Status, Trajectory
@@ -85,4 +86,4 @@ def split_evenly(facts: Sequence[TrajectoryFacts], parts: int) -> list[Sequence[
     """Cut a sequence into at most ``parts`` runs of nearly equal length, none of them empty, order kept."""
     parts = min(parts, len(facts))
     cuts = [round(index * len(facts) / parts) for index in range(parts + 1)] if parts else []
-    return [facts[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [facts[start:end] for start, end in pairwise(cuts)]

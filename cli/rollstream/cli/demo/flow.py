@@ -1,5 +1,4 @@
-"""The state of the flow, folded from the records of all topics: what the live picture shows. Pure but for its clock
-argument."""
+"""The state of the flow, folded from the records of all topics: what the live picture shows. Pure."""
 
 from __future__ import annotations
 
