@@ -24,8 +24,9 @@ ToolStatus = Literal[
     "outcome_unknown",
     "worker_error",
 ]
-"""``ok error timeout limit unknown_tool invalid_arguments`` are answers the model reads (its own doing, or the tool's);
-``session_lost expired outcome_unknown worker_error`` are infrastructure and never become text the model is trained on."""
+"""``ok error timeout limit unknown_tool invalid_arguments`` are answers the model reads (its own doing, or the
+tool's); ``session_lost expired outcome_unknown worker_error`` are infrastructure and never become text the model is
+trained on."""
 
 OBSERVABLE_STATUSES: frozenset[str] = frozenset(
     {"ok", "error", "timeout", "limit", "unknown_tool", "invalid_arguments"}
