@@ -17,21 +17,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import ConfigDict
+
 from rollstream.rollout_workers.engine import FinishReason, Generation, PolicyRef, tokens_allowed
 from rollstream.schemas.errors import EngineError, PolicyFilesError
 from rollstream.schemas.tasks import SamplingParams
 from rollstream.schemas.trajectories import VersionSpan
 
 CLOCK_RESOLUTION_S = 1e-9
+FORBID_UNKNOWN = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptPrompt:
-    """What a script decides on: the decoded prompt, and randomness that belongs to the request."""
+    """What a script decides on: the prompt, and randomness that belongs to the request."""
 
-    text: str
     ids: Sequence[int]
     rng: random.Random
+    decode: Callable[[Sequence[int]], str]
+
+    @property
+    def text(self) -> str:
+        """The decoded prompt."""
+        return self.decode(self.ids)
 
 
 class Script(Protocol):
@@ -45,6 +53,8 @@ class Script(Protocol):
 @dataclass(frozen=True, slots=True)
 class LatencyProfile:
     """How long a generation takes, in seconds of a real engine, times ``time_scale`` on the wall."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
 
     prefill_s_per_token: float = 0.0
     token_s: float = 0.0
@@ -62,6 +72,8 @@ class LatencyProfile:
 @dataclass(frozen=True, slots=True)
 class ScriptedFaults:
     """What goes wrong, counted in generations begun since the start."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
 
     die_after: int | None = None
     """The engine dies when this many have begun and another one begins."""
@@ -232,7 +244,7 @@ class ScriptedEngine:
         slowness: float,
     ) -> _Request:
         rng = random.Random(f"{self._seed}/{request_id}")
-        text = self._script(ScriptPrompt(self._decode(prompt_ids), prompt_ids, rng))
+        text = self._script(ScriptPrompt(prompt_ids, rng, self._decode))
         turn = self._encode(text) + list(stop_token_ids[:1])
         latency = self._latency
         factor = rng.lognormvariate(0.0, latency.token_sigma) if latency.token_sigma else 1.0
