@@ -1,0 +1,194 @@
+"""The tool calls of an episode: which are sent, under which ids, in which session, and what counts as an answer.
+
+Invariants: a call leaves only after the generation that asked for it is recorded; one turn's calls are answered by one
+sandbox; our own time-outs and lost sessions end the attempt and never become text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from rollstream.schemas import ids
+from rollstream.schemas.errors import SessionLostError, TransientError
+from rollstream.schemas.tasks import RolloutTask, ToolSpec
+from rollstream.schemas.tools import OBSERVABLE_STATUSES, ToolCall, ToolResult, ToolStatus
+
+
+class ToolCaller(Protocol):
+    """Runs one tool call somewhere else and waits for its answer."""
+
+    async def call(self, call: ToolCall, toolset: str) -> ToolResult:
+        """Return the answer, resending the same call until there is one.
+
+        Raises:
+            TransientError: no answer before the call's deadline.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRequest:
+    """A call as the model wrote it. ``error`` is set when it cannot be run and is answered with that text.
+
+    A turn whose calls could not be parsed is one request without a name.
+    """
+
+    name: str
+    arguments: str
+    error: str | None = None
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """One answered tool call as the journal keeps it."""
+
+    status: ToolStatus
+    content: str
+    incarnation: str | None = None
+    token: str | None = None
+    is_truncated: bool = False
+    run_s: float = 0.0
+
+
+class TurnObservations(msgspec.Struct, frozen=True):
+    """The answers of one turn, in call order."""
+
+    observations: list[Observation]
+    tool_s: float
+
+
+class ToolSession:
+    """The sandbox of one attempt and lane as the log knows it: its incarnation and the calls it has answered."""
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self._incarnation: str | None = None
+        self._answered: list[str] = []
+
+    @property
+    def token(self) -> str | None:
+        """The state the next call expects; None while the session has never answered."""
+        if self._incarnation is None:
+            return None
+        return ids.session_token(self._incarnation, self._answered)
+
+    def advance(self, answered: Mapping[str, Observation]) -> None:
+        """Take note of a turn's answers by call id.
+
+        Raises:
+            SessionLostError: they come from another sandbox than the turns before, or from several.
+        """
+        for call_id, observation in answered.items():
+            if observation.incarnation is None:
+                continue
+            if self._incarnation not in (None, observation.incarnation):
+                raise SessionLostError(
+                    f"session {self.session_id!r} was answered by sandbox {observation.incarnation!r}, its state is in "
+                    f"{self._incarnation!r}"
+                )
+            self._incarnation = observation.incarnation
+            self._answered.append(call_id)
+
+
+class ToolCalls:
+    """Sends the calls of an episode's turns. One per attempt and lane."""
+
+    def __init__(
+        self, task: RolloutTask, birth: int, caller: ToolCaller, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._task = task
+        self._birth = birth
+        self._caller = caller
+        self._clock = clock
+        self._specs = {spec.name: spec for spec in task.tools}
+        self._session = ToolSession(ids.session_id(task.trajectory_id, birth))
+
+    def refusal(self, name: str, index: int) -> str | None:
+        """Why the ``index``-th call of a turn is not sent, as the model reads it; None if it is."""
+        limit = self._task.limits.max_tool_calls_per_turn
+        if index >= limit:
+            return f"Error: not run: at most {limit} tool calls in one turn"
+        if name not in self._specs:
+            return f"Error: unknown tool {name!r}; the tools are: {', '.join(sorted(self._specs)) or 'none'}"
+        return None
+
+    async def run(self, turn: int, requests: Sequence[ToolRequest]) -> TurnObservations:
+        """Run the calls of a turn beside one another.
+
+        Raises:
+            TransientError: a call was not answered, or not by a tool; SessionLostError if its session is gone.
+        """
+        started = time.monotonic()
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = [
+                    group.create_task(self._run_one(turn, index, request)) for index, request in enumerate(requests)
+                ]
+        except ExceptionGroup as failures:
+            raise deciding_failure(failures) from failures
+        return TurnObservations([task.result() for task in running], time.monotonic() - started)
+
+    def advance(self, turn: int, requests: Sequence[ToolRequest], answers: Sequence[Observation]) -> None:
+        """The answers are recorded: the next turn's calls expect the session in the state after them."""
+        self._session.advance(
+            {
+                self._call_id(turn, index, request): answer
+                for index, (request, answer) in enumerate(zip(requests, answers, strict=True))
+            }
+        )
+
+    async def _run_one(self, turn: int, index: int, request: ToolRequest) -> Observation:
+        if request.error is not None:
+            return Observation(status="error", content=request.error)
+        spec = self._specs[request.name]
+        timeout_s = self._task.limits.tool_timeout_s
+        result = await self._caller.call(
+            ToolCall(
+                call_id=self._call_id(turn, index, request),
+                session_id=self._session.session_id if spec.is_stateful else None,
+                turn=turn,
+                token=self._session.token if spec.is_stateful else None,
+                tool=spec.name,
+                arguments=request.arguments,
+                deadline=self._clock() + answer_allowance_s(spec, timeout_s),
+                timeout_s=timeout_s,
+                reply_topic="",
+                reply_partition=0,
+                trajectory_id=self._task.trajectory_id,
+            ),
+            spec.toolset,
+        )
+        if result.status == "session_lost":
+            raise SessionLostError(f"session {result.session_id!r} is gone: {result.content}")
+        if result.status not in OBSERVABLE_STATUSES:
+            raise TransientError(f"call {result.call_id!r} of {spec.name!r} ended as {result.status}: {result.content}")
+        return Observation(
+            status=result.status,
+            content=result.content,
+            incarnation=result.incarnation,
+            token=result.token,
+            is_truncated=result.is_truncated,
+            run_s=result.run_s,
+        )
+
+    def _call_id(self, turn: int, index: int, request: ToolRequest) -> str:
+        return ids.call_id(self._task.trajectory_id, self._birth, str(turn), index, request.arguments)
+
+
+def answer_allowance_s(spec: ToolSpec, timeout_s: float) -> float:
+    """Seconds until a call is given up: tool time, queueing as long again, and a session or a worker starting anew."""
+    return 2 * timeout_s + (30.0 if spec.is_stateful else 15.0)
+
+
+def deciding_failure(failures: ExceptionGroup[Exception]) -> Exception:
+    """The failure that decides what happens next: an infrastructure failure before any other, else the first."""
+    transient, other = failures.split(TransientError)
+    chosen: Exception = (transient or other or failures).exceptions[0]
+    while isinstance(chosen, ExceptionGroup):
+        chosen = chosen.exceptions[0]
+    return chosen

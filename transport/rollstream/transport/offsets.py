@@ -1,0 +1,43 @@
+"""Which offset of a partition may be committed when records finish in any order. Pure; knows no Kafka and no clock."""
+
+from __future__ import annotations
+
+import heapq
+
+
+class OffsetTracker:
+    """The records of one partition that this owner has begun and not finished.
+
+    Invariant: everything below ``committable`` is finished, whatever finished above it. A record delivered again (after
+    a rebalance that left the partition here) is recognised, because offsets are delivered in rising order.
+    """
+
+    def __init__(self) -> None:
+        self._unfinished: set[int] = set()
+        self._lowest_first: list[int] = []
+        self._next_offset: int | None = None
+
+    def begin(self, offset: int) -> bool:
+        """Take a record on. False if it has been taken on before: drop it, it is running or finished."""
+        if self._next_offset is not None and offset < self._next_offset:
+            return False
+        self._next_offset = offset + 1
+        self._unfinished.add(offset)
+        heapq.heappush(self._lowest_first, offset)
+        return True
+
+    def finish(self, offset: int) -> None:
+        """The record needs no more work. Safe to repeat."""
+        self._unfinished.discard(offset)
+
+    @property
+    def committable(self) -> int | None:
+        """The lowest unfinished offset, or the one after the last record; None before the first record."""
+        while self._lowest_first and self._lowest_first[0] not in self._unfinished:
+            heapq.heappop(self._lowest_first)
+        return self._lowest_first[0] if self._lowest_first else self._next_offset
+
+    @property
+    def unfinished(self) -> frozenset[int]:
+        """Offsets begun and not finished."""
+        return frozenset(self._unfinished)
