@@ -11,6 +11,7 @@ it stops, and started again.
 from __future__ import annotations
 
 import logging
+import socket
 import time
 import uuid
 from dataclasses import replace
@@ -19,6 +20,7 @@ import docker
 from docker.errors import DockerException, NotFound
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
+from testcontainers.core.docker_client import DockerClient, get_docker_host
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
 from rollstream.schemas.errors import TransientError
@@ -35,7 +37,9 @@ from rollstream.transport.local_broker.state import BrokerState, read_state, wri
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 PING_TIMEOUT_S = 3
+REQUEST_TIMEOUT_S = 60
 LOOK_EVERY_S = 0.2
 READY = "Kafka Server started"
 LOG_DIR = "/var/lib/kafka/data"
@@ -43,9 +47,12 @@ LOG_DIR = "/var/lib/kafka/data"
 
 def engine_answers() -> bool:
     """Whether a Docker engine can be reached from here."""
+    path = (get_docker_host() or DEFAULT_SOCKET).removeprefix("unix://")
+    if path.startswith("/") and not _socket_answers(path):
+        return False
     try:
-        client = docker.from_env(timeout=PING_TIMEOUT_S)
-    except DockerException:
+        client = _client(timeout=PING_TIMEOUT_S)
+    except (DockerException, OSError):
         return False
     try:
         return bool(client.ping())
@@ -53,6 +60,22 @@ def engine_answers() -> bool:
         return False
     finally:
         client.close()
+
+
+def _socket_answers(path: str) -> bool:
+    """Asked first, as the docker client leaks its socket when nobody listens."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PING_TIMEOUT_S)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+def _client(timeout: int = REQUEST_TIMEOUT_S) -> docker.DockerClient:
+    """A client of the engine that testcontainers would use."""
+    return DockerClient(timeout=timeout).client
 
 
 def container_environment(listeners: Listeners, cluster_id: str) -> dict[str, str]:
@@ -129,7 +152,7 @@ def _start_again(former: BrokerState, timeout_s: float) -> bool:
     """Start a container that was stopped; False where there is none any more."""
     if former.container is None:
         return False
-    client = docker.from_env()
+    client = _client()
     try:
         container = client.containers.get(former.container)
         before = int(time.time())
@@ -150,7 +173,7 @@ def container_runs(container_id: str) -> bool:
     """Whether a container is up."""
     if not engine_answers():
         return False
-    client = docker.from_env()
+    client = _client()
     try:
         return client.containers.get(container_id).status == "running"
     except NotFound:
@@ -161,7 +184,7 @@ def container_runs(container_id: str) -> bool:
 
 def stop_container(container_id: str, timeout_s: float) -> None:
     """Stop a container and keep its data."""
-    client = docker.from_env()
+    client = _client()
     try:
         client.containers.get(container_id).stop(timeout=int(timeout_s))
     except NotFound:
