@@ -1,0 +1,1 @@
+"""Producers: datasets → tasks, at the pace of the trainer."""

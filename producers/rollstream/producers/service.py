@@ -1,0 +1,309 @@
+"""The producer: one run of prompts into `tasks`, at the pace of the trainer.
+
+Duty: every good row of the plan becomes one group, whose tasks go to the partition of the group.
+
+Invariants: ids, partition and content of a task are pure functions of (run, group, member), group indices are dense,
+and a task that the topic holds or held is not sent again. What decides group *n* (data, columns, options) is recorded
+in the run's `ProducerProgress` before its first task goes out; the same run under other choices is refused.
+
+Crash: nothing is kept here. The next start reads the run's part of `tasks` and sends what is missing. Two producers of
+one run at the same time may send a task twice; workers know it by its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Literal
+
+from rollstream.producers.acknowledged import AcknowledgedPrefix
+from rollstream.producers.pacing import PaceState, decide_pace, groups_of_other_runs
+from rollstream.producers.run_plan import RunPlan, check_same_run, open_plan
+from rollstream.producers.settings import ProducerSettings
+from rollstream.producers.task_building import Prompt, Rejection, build_group, group_task_ids
+from rollstream.producers.task_log import TaskLog, check_log, read_task_log
+from rollstream.schemas.control import Pause, ProducerProgress, TrainerProgress
+from rollstream.schemas.errors import RollstreamError
+from rollstream.schemas.ids import group_partition
+from rollstream.schemas.tasks import RolloutTask
+from rollstream.transport.control import ControlFollower, control_key
+from rollstream.transport.publisher import Publisher
+from rollstream.transport.settings import KafkaSettings
+
+logger = logging.getLogger(__name__)
+
+REPORT_INTERVAL_S = 0.5
+PACE_POLL_S = 0.5
+"""A stop is noticed after this long while waiting for the trainer."""
+_CHUNK_PROMPTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """Where a run stands.
+
+    Attributes:
+        state: ``reading`` what is there, sending, waiting, or over.
+        groups_done: groups whose tasks are all in the topic.
+        groups_total: groups of all epochs, bad rows found so far left out.
+        tasks_sent: tasks this process has sent and got acknowledged.
+        tasks_found: tasks of the run that were in the topic before.
+        rows_rejected: bad rows, counted in every epoch.
+        groups_allowed: how many groups the trainer allows by now; None: no limit.
+    """
+
+    state: Literal["reading", "finished", "stopped"] | PaceState
+    groups_done: int
+    groups_total: int
+    tasks_sent: int = 0
+    tasks_found: int = 0
+    rows_rejected: int = 0
+    groups_allowed: int | None = None
+
+
+OnProgress = Callable[[RunProgress], None]
+
+
+async def produce(
+    settings: ProducerSettings, kafka: KafkaSettings, stop: asyncio.Event, on_progress: OnProgress | None = None
+) -> RunProgress:
+    """Emit the run; returns when everything is acknowledged or ``stop`` is set. Safe to repeat.
+
+    Raises:
+        SettingsError: source, options or rows are wrong, or the run was begun under others.
+        TransientError: the broker did not acknowledge in time; repeat to go on.
+    """
+    plan = await asyncio.to_thread(open_plan, settings)
+    try:
+        async with ControlFollower(kafka) as control, Publisher(kafka) as publisher:
+            emission = _Emission(plan, kafka, control, publisher, stop, on_progress or _ignore)
+            try:
+                await emission.run()
+            except* RollstreamError as errors:
+                raise _first(errors) from None
+            return emission.progress()
+    finally:
+        plan.source.close()
+
+
+class _Emission:
+    def __init__(
+        self,
+        plan: RunPlan,
+        kafka: KafkaSettings,
+        control: ControlFollower,
+        publisher: Publisher,
+        stop: asyncio.Event,
+        on_progress: OnProgress,
+    ) -> None:
+        self._plan = plan
+        self._settings = plan.settings
+        self._kafka = kafka
+        self._control = control
+        self._publisher = publisher
+        self._stop = stop
+        self._on_progress = on_progress
+        self._log = TaskLog([])
+        self._start_offsets: list[int] = []
+        self._fingerprints: dict[str, str] = {}
+        self._acknowledged = AcknowledgedPrefix()
+        self._slots = asyncio.Semaphore(plan.settings.max_groups_in_flight)
+        self._over = asyncio.Event()
+        self._state: Literal["reading", "finished", "stopped"] | PaceState = "reading"
+        self._groups_allowed: int | None = None
+        self._groups_done = 0
+        self._tasks_sent = 0
+        self._rows_rejected = 0
+        self._announced = 0
+        self._groups_before = 0
+
+    def progress(self) -> RunProgress:
+        return RunProgress(
+            state=self._state,
+            groups_done=self._groups_done,
+            groups_total=self._plan.prompts_total - self._rows_rejected,
+            tasks_sent=self._tasks_sent,
+            tasks_found=len(self._log.task_ids),
+            rows_rejected=self._rows_rejected,
+            groups_allowed=self._groups_allowed,
+        )
+
+    async def run(self) -> None:
+        await self._continue_run()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._announce())
+            try:
+                is_complete = await self._emit_groups()
+            finally:
+                self._over.set()
+        self._set_state("finished" if is_complete else "stopped")
+        await self._announce_once(is_finished=is_complete)
+
+    async def _continue_run(self) -> None:
+        """Find out what is there, and record under which choices the run goes on."""
+        self._on_progress(self.progress())
+        run_id = self._settings.run_id
+        recorded = self._recorded()
+        self._fingerprints = self._plan.fingerprints()
+        if recorded is not None:
+            check_same_run(run_id, recorded.fingerprints, self._fingerprints)
+            self._start_offsets = recorded.start_offsets
+            self._groups_before = recorded.groups_emitted
+        self._log = await read_task_log(self._kafka, run_id, self._start_offsets)
+        check_log(run_id, recorded, self._log, topic=self._kafka.topic("tasks"))
+        if recorded is None:
+            self._start_offsets = self._log.end_offsets
+            await self._announce_once()
+        logger.info("run %s: %d tasks are already there", run_id, len(self._log.task_ids))
+
+    def _recorded(self) -> ProducerProgress | None:
+        progresses = self._control.all(ProducerProgress).values()
+        return next((p for p in progresses if p.run_id == self._settings.run_id), None)
+
+    async def _emit_groups(self) -> bool:
+        """Send every group that is missing; False when stopped before the end."""
+        group_index = 0
+        prompts = self._plan.prompts()
+        with _Rejects(self._settings.rejects_path) as rejects:
+            async with asyncio.TaskGroup() as sending:
+                while chunk := await asyncio.to_thread(_take, prompts):
+                    for built in chunk:
+                        if isinstance(built, Rejection):
+                            self._rows_rejected += 1
+                            rejects.write(built)
+                            continue
+                        if not await self._emit_group(group_index, built, sending):
+                            return False
+                        group_index += 1
+        return True
+
+    async def _emit_group(self, group_index: int, prompt: Prompt, sending: asyncio.TaskGroup) -> bool:
+        if group_index < self._groups_before or all(map(self._log.has, group_task_ids(self._settings, group_index))):
+            self._finish_group(group_index)
+            return True
+        if not await self._may_emit(group_index):
+            return False
+        await self._slots.acquire()
+        sending.create_task(self._send_group(group_index, prompt))
+        return True
+
+    async def _may_emit(self, group_index: int) -> bool:
+        """Wait until the group may go out; False when stopped."""
+        while not self._stop.is_set():
+            trainer, pause = self._control.latest(TrainerProgress), self._control.latest(Pause)
+            pace = decide_pace(
+                group_index,
+                is_paced=self._settings.follows_trainer,
+                trainer=trainer[0] if trainer else None,
+                pause=pause[0] if pause else None,
+                groups_of_other_runs=groups_of_other_runs(
+                    self._control.all(ProducerProgress).values(), self._settings.run_id
+                ),
+            )
+            self._groups_allowed = pace.groups_allowed
+            self._set_state(pace.state)
+            if pace.state == "emitting":
+                return True
+            await self._control.wait_for_change(timeout_s=PACE_POLL_S)
+        return False
+
+    async def _send_group(self, group_index: int, prompt: Prompt) -> None:
+        try:
+            tasks = build_group(prompt, self._settings, group_index, data_source=self._plan.data_source)
+            missing = [task for task in tasks if not self._log.has(task.trajectory_id)]
+            async with asyncio.TaskGroup() as sending:
+                for task in missing:
+                    sending.create_task(self._send(task))
+            self._tasks_sent += len(missing)
+            self._finish_group(group_index)
+        finally:
+            self._slots.release()
+
+    async def _send(self, task: RolloutTask) -> None:
+        partition = group_partition(task.group_id, self._log.partitions)
+        await self._publisher.publish(task, key=task.group_id, partition=partition)
+
+    def _finish_group(self, group_index: int) -> None:
+        self._acknowledged.add(group_index)
+        self._groups_done += 1
+        self._on_progress(self.progress())
+
+    def _set_state(self, state: Literal["finished", "stopped"] | PaceState) -> None:
+        if state != self._state:
+            self._state = state
+            self._on_progress(self.progress())
+
+    async def _announce(self) -> None:
+        """Tell everybody how far the run is, at most twice a second."""
+        while not self._over.is_set():
+            if self._acknowledged.count > max(self._announced, self._groups_before):
+                await self._announce_once()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REPORT_INTERVAL_S):
+                    await self._over.wait()
+
+    async def _announce_once(self, *, is_finished: bool = False) -> None:
+        self._announced = max(self._acknowledged.count, self._groups_before)
+        message = ProducerProgress(
+            run_id=self._settings.run_id,
+            groups_emitted=self._announced,
+            group_size=self._settings.group_size,
+            is_finished=is_finished,
+            updated_at=time.time(),
+            is_train=self._settings.is_train,
+            fingerprints=self._fingerprints,
+            start_offsets=self._start_offsets,
+        )
+        await self._publisher.publish(message, key=control_key(message))
+
+
+class _Rejects:
+    """The rejects file, if one is wanted: one JSON object per bad row, written as they are found."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+        self._places: set[str] = set()
+
+    def __enter__(self) -> _Rejects:
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, rejection: Rejection) -> None:
+        """Once per row, however many epochs meet it."""
+        if rejection.place in self._places:
+            return
+        self._places.add(rejection.place)
+        logger.warning("row left out: %s", rejection)
+        if self._file is not None:
+            json.dump({"place": rejection.place, "column": rejection.column, "rule": rejection.rule}, self._file)
+            self._file.write("\n")
+
+
+def _take(prompts: Iterator[Prompt | Rejection]) -> list[Prompt | Rejection]:
+    return list(islice(prompts, _CHUNK_PROMPTS))
+
+
+def _first(errors: BaseExceptionGroup[RollstreamError]) -> RollstreamError:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, RollstreamError)
+    return error
+
+
+def _ignore(_: RunProgress) -> None:
+    return None

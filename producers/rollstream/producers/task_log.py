@@ -1,0 +1,128 @@
+"""Which tasks of a run the `tasks` topic already holds."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+# (aiokafka is only partly annotated)
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from rollstream.schemas.codec import read_body
+from rollstream.schemas.control import ProducerProgress
+from rollstream.schemas.errors import InvalidMessageError, SettingsError, TransientError
+from rollstream.schemas.tasks import RolloutTask
+from rollstream.transport.clients import start_consumer
+from rollstream.transport.settings import KafkaSettings
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 1.0
+STALL_S = 60.0
+"""Reading that brings nothing for this long has failed."""
+_BATCH_RECORDS = 2000
+
+
+class _TaskHead(msgspec.Struct):
+    """The two fields of a task that are needed here."""
+
+    run_id: str
+    trajectory_id: str
+
+
+@dataclass(frozen=True)
+class TaskLog:
+    """The state of the topic when it was read.
+
+    Attributes:
+        end_offsets: per partition, where reading ended.
+        task_ids: ids of the tasks of the run.
+        records_read: of all runs.
+    """
+
+    end_offsets: list[int]
+    task_ids: set[str] = field(default_factory=set[str])
+    records_read: int = 0
+
+    @property
+    def partitions(self) -> int:
+        """Partitions of the topic."""
+        return len(self.end_offsets)
+
+    def has(self, trajectory_id: str) -> bool:
+        """Whether the task is in the topic."""
+        return trajectory_id in self.task_ids
+
+
+def check_log(run_id: str, recorded: ProducerProgress | None, log: TaskLog, *, topic: str) -> None:
+    """Refuse a log that does not fit what the run's last `ProducerProgress` says of it.
+
+    Raises:
+        SettingsError: tasks without a record of how they were made, or a topic that is not the one they were sent to.
+    """
+    if recorded is None:
+        if log.task_ids:
+            raise SettingsError(
+                f"{len(log.task_ids)} tasks of run {run_id!r} are in {topic!r}, but nothing says under which options "
+                "they were made (was the control topic emptied?); choose another --run"
+            )
+        return
+    grown_by = sum(log.end_offsets) - sum(recorded.start_offsets)
+    if recorded.start_offsets and grown_by < recorded.groups_emitted * recorded.group_size:
+        raise SettingsError(
+            f"run {run_id!r} has emitted {recorded.groups_emitted} groups of {recorded.group_size}, but {topic!r} has "
+            f"grown by {grown_by} records only (was it made anew?); choose another --run"
+        )
+
+
+async def read_task_log(kafka: KafkaSettings, run_id: str, start_offsets: Sequence[int] = ()) -> TaskLog:
+    """Read `tasks` from ``start_offsets`` (one per partition; else the beginning) to the end as of now.
+
+    Records that are no tasks are passed over: rollout workers bury them.
+
+    Raises:
+        TransientError: the broker gave nothing for a minute.
+    """
+    topic = kafka.topic("tasks")
+    consumer = await start_consumer(kafka, topic, profile="durable", auto_offset_reset="earliest")
+    try:
+        partitions = sorted(consumer.assignment(), key=lambda p: p.partition)
+        ends = await consumer.end_offsets(partitions)
+        if len(start_offsets) == len(partitions):
+            for partition, offset in zip(partitions, start_offsets, strict=True):
+                consumer.seek(partition, min(offset, ends[partition]))
+        task_ids: set[str] = set()
+        read = 0
+        decoder = msgspec.msgpack.Decoder(_TaskHead)
+        left = {p for p in partitions if ends[p] > 0}
+        silent_s = 0.0
+        while left := {p for p in left if await consumer.position(p) < ends[p]}:
+            batches = await consumer.getmany(*left, timeout_ms=int(POLL_S * 1000), max_records=_BATCH_RECORDS)
+            silent_s = 0.0 if batches else silent_s + POLL_S
+            if silent_s > STALL_S:
+                raise TransientError(
+                    f"topic {topic!r} gave no record for {STALL_S:.0f} s before its end; is the broker up?"
+                )
+            for records in batches.values():
+                read += len(records)
+                for record in records:
+                    head = _head(decoder, record.value, record.headers)
+                    if head is not None and head.run_id == run_id:
+                        task_ids.add(head.trajectory_id)
+            await asyncio.sleep(0)
+        return TaskLog([ends[p] for p in partitions], task_ids, read)
+    finally:
+        await consumer.stop()
+
+
+def _head(
+    decoder: msgspec.msgpack.Decoder[_TaskHead], value: bytes | None, headers: Sequence[tuple[str, bytes]]
+) -> _TaskHead | None:
+    try:
+        return decoder.decode(read_body(value, headers, RolloutTask))
+    except (InvalidMessageError, msgspec.MsgspecError):
+        return None
