@@ -6,17 +6,22 @@ are ignored by readers. ``schema_version`` grows only when an old reader would m
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-Int32Array = NDArray[np.int32]
-"""One-dimensional token ids; little-endian on the wire."""
-Float32Array = NDArray[np.float32]
-"""One-dimensional natural logarithms or rewards; little-endian on the wire."""
-UInt8Array = NDArray[np.uint8]
+
+def _array_of(items: dict[str, Any], extension: int) -> msgspec.Meta:
+    return msgspec.Meta(extra_json_schema={"type": "array", "items": items, "x-msgpack-extension": extension})
+
+
+Int32Array = Annotated[NDArray[np.int32], _array_of({"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, 1)]
+"""One-dimensional token ids."""
+Float32Array = Annotated[NDArray[np.float32], _array_of({"type": "number"}, 2)]
+"""One-dimensional natural logarithms or rewards."""
+UInt8Array = Annotated[NDArray[np.uint8], _array_of({"type": "integer", "enum": [0, 1]}, 3)]
 """One-dimensional flags in {0, 1}."""
 
 SCHEMA_VERSION = 1

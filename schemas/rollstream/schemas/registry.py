@@ -1,0 +1,35 @@
+"""All messages that travel, by topic."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rollstream.schemas.control import (
+    Pause,
+    PolicyVersion,
+    ProducerProgress,
+    TrainerProgress,
+    TrainerStart,
+    WorkerStatus,
+)
+from rollstream.schemas.dead_letters import DeadLetter
+from rollstream.schemas.journal import JournalRecord
+from rollstream.schemas.messages import Message
+from rollstream.schemas.tasks import RolloutTask
+from rollstream.schemas.tools import ToolCall, ToolResult
+from rollstream.schemas.trajectories import Trajectory
+
+MESSAGES: Final[tuple[type[Message], ...]] = (
+    RolloutTask,
+    JournalRecord,
+    ToolCall,
+    ToolResult,
+    Trajectory,
+    PolicyVersion,
+    TrainerStart,
+    TrainerProgress,
+    ProducerProgress,
+    Pause,
+    WorkerStatus,
+    DeadLetter,
+)
