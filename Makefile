@@ -1,9 +1,9 @@
 # Everything starts with `make demo` or `make test`; both make the environment first. GPU: make EXTRA=gpu ...
 EXTRA ?= cpu
 BIN := .venv/bin
-COMPILE = uv pip compile pyproject.toml requirements/build.in --extra broker --extra datasets --extra plots --extra otel \
-	--group dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-	--python-platform x86_64-manylinux_2_28 --quiet
+COMPILE = uv pip compile pyproject.toml requirements/build.in --extra datasets --extra otel --generate-hashes \
+	--no-emit-index-url --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_28 --quiet
+WORKSHOP = --extra broker --extra plots --group dev
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test lint types format bench requirements clean
@@ -36,8 +36,9 @@ bench: env ## the figures: a table and runs/bench/latest.json
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 requirements: ## pin again after a change of dependencies; needs uv
-	$(COMPILE) --extra cpu --output-file requirements/cpu.txt
-	$(COMPILE) --extra gpu --output-file requirements/gpu.txt
+	$(COMPILE) $(WORKSHOP) --extra cpu --output-file requirements/cpu.txt
+	$(COMPILE) $(WORKSHOP) --extra gpu --output-file requirements/gpu.txt
+	$(COMPILE) --output-file requirements/light.txt
 	echo 'uv==0.13.8' | uv pip compile - --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
 		--python-version 3.11 --output-file requirements/uv.txt
 

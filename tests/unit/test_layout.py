@@ -73,7 +73,7 @@ def test_names_of_test_files_are_unique() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
-@pytest.mark.parametrize("requirements", ["cpu.txt", "gpu.txt", "uv.txt"])
+@pytest.mark.parametrize("requirements", ["cpu.txt", "gpu.txt", "light.txt", "uv.txt"])
 def test_every_requirement_is_pinned_and_hashed_and_names_no_index(requirements: str) -> None:
     text = (ROOT / "requirements" / requirements).read_text(encoding="utf-8")
     entries = text.replace("\\\n", " ").splitlines()
