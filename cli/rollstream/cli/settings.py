@@ -9,6 +9,7 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -34,6 +35,9 @@ MASK = "**********"
 SECRET_WORDS = ("password", "secret", "token", "api_key")
 # Names that contain such a word and hold no secret.
 NOT_SECRET = frozenset({"max_tokens", "max_response_tokens", "tokenizer", "stop_token_ids"})
+
+NO_BROKER = "no-broker.invalid:1"
+"""Stands for an address where none is known yet; `.invalid` never resolves."""
 
 _toml_file: ContextVar[Path | None] = ContextVar("toml_file", default=None)
 
@@ -90,11 +94,15 @@ class RollstreamSettings(BaseSettings):
             return data
         address = broker.get("bootstrap")
         if address is None:
-            try:
+            # A wrong section [broker] reports its own error.
+            with suppress(ValidationError):
                 address = running_bootstrap(BrokerSettings.model_validate(broker))
-            except ValidationError:
-                return {**data, "kafka": {**kafka, "bootstrap": ""}}  # the section [broker] reports its own error
-        return {**data, "kafka": {**kafka, "bootstrap": address}} if address else data
+        return {**data, "kafka": {**kafka, "bootstrap": address or NO_BROKER}}
+
+    @property
+    def has_broker(self) -> bool:
+        """Whether the address of a broker is known."""
+        return self.kafka.bootstrap != NO_BROKER
 
     @classmethod
     def settings_customise_sources(
@@ -112,7 +120,10 @@ class RollstreamSettings(BaseSettings):
 
 
 def load_settings(
-    options: Mapping[str, Mapping[str, Any]] | None = None, *, command_line: CommandLine | None = None
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    command_line: CommandLine | None = None,
+    needs_broker: bool = True,
 ) -> RollstreamSettings:
     """Resolve the settings of this process.
 
@@ -120,6 +131,7 @@ def load_settings(
         options: section -> key -> value of the command's own options; None values were not given. They win over
             ``--set``.
         command_line: what stood before the command's name; by default what this process was called with.
+        needs_broker: whether it is an error that no address was given and no local broker runs.
 
     Raises:
         SettingsError: a key is unknown, a value is wrong, or the file cannot be read. Names all of them.
@@ -133,13 +145,24 @@ def load_settings(
     reset = _toml_file.set(file)
     try:
         build = cast("Callable[..., RollstreamSettings]", RollstreamSettings)
-        return build(**{section: keys for section, keys in values.items() if keys})
+        settings = build(**{section: keys for section, keys in values.items() if keys})
     except ValidationError as error:
         lines = "\n".join(f"  {_explained(detail)}" for detail in error.errors())
         where = f" (file {str(file)!r}, environment {ENVIRONMENT_PREFIX}…, command line)" if file else ""
         raise SettingsError(f"the settings are wrong{where}:\n{lines}") from error
     finally:
         _toml_file.reset(reset)
+    if needs_broker and not settings.has_broker:
+        raise SettingsError(
+            "no broker is known: set kafka.bootstrap (or ROLLSTREAM_KAFKA__BOOTSTRAP), or run `rollstream broker start`"
+        )
+    return settings
+
+
+def changed_kafka(kafka: KafkaSettings, **changes: object) -> KafkaSettings:
+    """The same cluster with some settings changed, everything derived from them derived anew."""
+    fields = {name: getattr(kafka, name) for name in KafkaSettings.model_fields}
+    return KafkaSettings.model_validate({**fields, **changes})
 
 
 def shown_settings(settings: BaseModel) -> dict[str, Any]:
@@ -213,8 +236,7 @@ def _explained(error: ErrorDetails) -> str:
         *parents, key = (str(part) for part in error["loc"])
         return f"{path}: unknown key {key!r}; known here: {_known_keys(parents)}"
     if error["type"] == "missing":
-        hint = " (no broker was found: give an address, or run `rollstream broker start`)" if "kafka" in path else ""
-        return f"{path}: missing{hint}"
+        return f"{path}: missing"
     value = MASK if _is_secret(str(error["loc"][-1])) else repr(error["input"])
     return f"{path}: {error['msg']}, got {value}"
 

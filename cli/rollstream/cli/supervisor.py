@@ -81,6 +81,8 @@ class Supervisor:
         *,
         drain_s: float = 30.0,
         on_line: Callable[[str, str], None] | None = None,
+        stop: asyncio.Event | None = None,
+        kill: asyncio.Event | None = None,
     ) -> None:
         names = [spec.name for spec in specs]
         if len(set(names)) != len(names):
@@ -91,8 +93,8 @@ class Supervisor:
         self._states = {name: ProcessState(name, "starting") for name in names}
         self._last_lines: dict[str, list[str]] = {name: [] for name in names}
         self._finished = {name: asyncio.Event() for name in names}
-        self.stop = asyncio.Event()
-        self.kill = asyncio.Event()
+        self.stop = stop or asyncio.Event()
+        self.kill = kill or asyncio.Event()
 
     def states(self) -> list[ProcessState]:
         """The present state of every process, in the order of the specs."""

@@ -69,7 +69,7 @@ class TaskLedger:
         if not runs or (self.run_ids is not None and len(runs) < len(self.run_ids)):
             return False
         wanted = sum(run.groups_emitted * run.group_size for run in runs)
-        return all(run.is_finished for run in runs) and self.emitted >= wanted and not self.open_tasks()
+        return all(run.is_finished for run in runs) and self.ended >= wanted and not self.open_tasks()
 
     def _counts(self, run_id: str) -> bool:
         return self.run_ids is None or run_id in self.run_ids

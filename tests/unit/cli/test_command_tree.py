@@ -16,7 +16,7 @@ def test_help_names_every_command_without_importing_one() -> None:
         "import sys; sys.argv = ['rollstream', '--help']\n"
         "from rollstream.cli.main import main\n"
         "try:\n    main()\n"
-        "finally:\n    print('LOADED', sorted(m for m in sys.modules if m.startswith(('rollstream', 'aiokafka', 'torch'))))"
+        "finally:\n    print('LOADED', [m for m in sys.modules if m.startswith(('rollstream', 'aiokafka'))])"
     )
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)

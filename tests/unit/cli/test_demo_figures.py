@@ -226,7 +226,7 @@ def test_pictures_can_be_drawn_before_and_after_the_first_record(width: int) -> 
     console.print(summary_panel(summarise(flow, name="n", seed=1, steps=2, wall_s=3), "runs/n"))
     text = console.export_text()
     assert "mean reward" in text
-    assert "0.25" in flow_line(flow.snapshot(20.0), 3.0, "training")
+    assert "0.25" in flow_line(flow.snapshot(20.0), 3.0)
 
 
 def test_curves_are_drawn_to_a_png(tmp_path: Path) -> None:

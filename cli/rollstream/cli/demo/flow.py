@@ -86,6 +86,14 @@ class Flow:
         if newest is None or (policy.lineage, policy.version) > (newest.lineage, newest.version):
             self.newest_policy = policy
 
+    def roles(self) -> dict[str, str]:
+        """Role -> state of the workers seen so far; a role is ``running`` as soon as one of its workers is."""
+        states: dict[str, str] = {}
+        for worker in self._workers.values():
+            if states.get(worker.role) != "running":
+                states[worker.role] = worker.state
+        return states
+
     def in_log_order(self) -> list[TrajectoryFacts]:
         """All trajectories in the order in which the broker took them."""
         return sorted(self.facts, key=lambda fact: fact.log_order)

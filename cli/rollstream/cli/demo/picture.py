@@ -27,11 +27,11 @@ def shown(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def flow_line(snapshot: FlowSnapshot, elapsed_s: float, phase: str) -> str:
+def flow_line(snapshot: FlowSnapshot, elapsed_s: float) -> str:
     """The snapshot in one line, for logs."""
     version = "-" if snapshot.policy_version is None else f"v{snapshot.policy_version}"
     return (
-        f"[{elapsed_s:5.0f} s] {phase}: tasks {snapshot.tasks_emitted} ({snapshot.tasks_open} open), "
+        f"[{elapsed_s:5.0f} s] tasks {snapshot.tasks_emitted} ({snapshot.tasks_open} open), "
         f"episodes {snapshot.episodes_running}, tool calls {snapshot.tool_calls}, "
         f"trajectories {snapshot.trajectories}, policy {version}, staleness {snapshot.staleness:.1f}, "
         f"reward {shown(snapshot.reward)}, tool-call rate {shown(snapshot.tool_call_rate)}, "

@@ -1,0 +1,66 @@
+"""Everything the topics of a run hold and get, for observers beside the pipeline. Reads only, commits nothing."""
+# aiokafka is annotated in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from rollstream.schemas.control import (
+    Pause,
+    PolicyVersion,
+    ProducerProgress,
+    TrainerProgress,
+    TrainerStart,
+    WorkerStatus,
+)
+from rollstream.schemas.errors import InvalidMessageError
+from rollstream.schemas.messages import Message
+from rollstream.schemas.tasks import RolloutTask
+from rollstream.schemas.tools import ToolCall, ToolResult
+from rollstream.schemas.trajectories import Trajectory
+from rollstream.transport.clients import start_consumer
+from rollstream.transport.records import decode_record
+from rollstream.transport.settings import KafkaSettings
+
+logger = logging.getLogger(__name__)
+
+MESSAGE_TYPES: tuple[type[Message], ...] = (
+    RolloutTask,
+    ToolCall,
+    ToolResult,
+    Trajectory,
+    PolicyVersion,
+    TrainerStart,
+    TrainerProgress,
+    ProducerProgress,
+    Pause,
+    WorkerStatus,
+)
+POLL_MS = 500
+MAX_RECORDS = 1000
+
+See = Callable[[Message, tuple[int, int, int]], None]
+"""Receives a message and its place: (broker timestamp in ms, partition, offset)."""
+
+
+async def read_records(kafka: KafkaSettings, topics: Sequence[str], see: See) -> None:
+    """Hand every record of ``topics`` (full names) to ``see``, from the beginning, until cancelled.
+
+    Records within a partition come in order, repeated ones included. What cannot be decoded is logged and passed over:
+    sending it to the dead letters is the business of those who act on it.
+    """
+    consumer = await start_consumer(kafka, *topics, auto_offset_reset="earliest")
+    try:
+        while True:
+            for records in (await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_RECORDS)).values():
+                for record in records:
+                    try:
+                        message = decode_record(record, *MESSAGE_TYPES)
+                    except InvalidMessageError as error:
+                        logger.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
+                    else:
+                        see(message, (record.timestamp, record.partition, record.offset))
+    finally:
+        await consumer.stop()
