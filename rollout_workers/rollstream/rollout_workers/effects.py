@@ -46,8 +46,8 @@ class MemoryEffectLog:
         recorded, payload = self._records[path]
         if recorded != digest:
             raise NondeterministicAgentError(
-                f"effect {path!r} was requested with digest {digest.hex()!r} and is recorded with {recorded.hex()!r}: the "
-                "agent must do the same on every run; take time and randomness from the episode"
+                f"effect {path!r} was requested with digest {digest.hex()!r} and is recorded with {recorded.hex()!r}: "
+                "the agent must do the same on every run; take time and randomness from the episode"
             )
         return payload
 

@@ -32,7 +32,7 @@ from rollstream.schemas.tasks import RolloutTask
 CutReason = Literal["max_turns", "max_tokens", "context_length", "wall_clock", "malformed"]
 
 
-class EpisodeCut(Exception):  # noqa: N818 -- not an error: the way a limit leaves the agent
+class EpisodeCut(Exception):
     """A limit was reached: the episode ends as ``truncated``. Agents let it pass."""
 
     def __init__(self, reason: CutReason) -> None:
@@ -61,7 +61,7 @@ class EpisodeServices:
 
 @dataclass(frozen=True, slots=True)
 class AttemptIdentity:
-    """Which attempt this is. ``birth``: journal offset of its first start; ids of sessions and calls are built on it."""
+    """Which attempt this is. ``birth``: journal offset of its first start; session and call ids are built on it."""
 
     attempt: int
     birth: int

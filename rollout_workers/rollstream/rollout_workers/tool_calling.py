@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
 
@@ -187,8 +187,13 @@ def answer_allowance_s(spec: ToolSpec, timeout_s: float) -> float:
 
 def deciding_failure(failures: ExceptionGroup[Exception]) -> Exception:
     """The failure that decides what happens next: an infrastructure failure before any other, else the first."""
-    transient, other = failures.split(TransientError)
-    chosen: Exception = (transient or other or failures).exceptions[0]
-    while isinstance(chosen, ExceptionGroup):
-        chosen = chosen.exceptions[0]
-    return chosen
+    leaves = list(_leaves(failures))
+    return next((leaf for leaf in leaves if isinstance(leaf, TransientError)), leaves[0])
+
+
+def _leaves(failures: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    for failure in failures.exceptions:
+        if isinstance(failure, ExceptionGroup):
+            yield from _leaves(cast("ExceptionGroup[Exception]", failure))
+        else:
+            yield failure

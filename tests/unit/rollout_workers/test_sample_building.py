@@ -66,7 +66,10 @@ def test_the_outcome_of_a_turn_is_told_with_it() -> None:
     builder.add_generation(generation([11]))
     sample = builder.build()
     assert sample is not None
-    assert [(turn.tool_calls, turn.is_malformed, turn.tool_s) for turn in sample.turns] == [(2, True, 0.25), (0, False, 0)]
+    assert [(turn.tool_calls, turn.is_malformed, turn.tool_s) for turn in sample.turns] == [
+        (2, True, 0.25),
+        (0, False, 0),
+    ]
 
 
 def test_a_logprob_a_rounding_error_above_zero_is_zero() -> None:

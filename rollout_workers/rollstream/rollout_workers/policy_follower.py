@@ -1,0 +1,69 @@
+"""Keeps the engine on the newest policy.
+
+Duty: whenever `control` names a newer (lineage, version), fetch and check its files and load them between tokens.
+Invariants: versions only go forward; files that are missing, torn or corrupt leave the engine on what it has and are
+said aloud; a worker that joins late loads the newest version before its first episode.
+Crash: nothing to restore; the next start reads `control` to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from rollstream.rollout_workers.engine import Engine, PolicyRef
+from rollstream.schemas.control import PolicyVersion
+from rollstream.schemas.errors import PolicyFilesError
+from rollstream.transport.control import ControlFollower
+from rollstream.transport.policy_files import fetch_policy
+
+logger = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 30.0
+
+
+class PolicyFollower:
+    """``catch_up`` once before the first episode, ``run`` for as long as the worker lives."""
+
+    def __init__(self, engine: Engine, control: ControlFollower, cache: Path) -> None:
+        self._engine = engine
+        self._control = control
+        self._cache = cache
+        self._refused: PolicyRef | None = None
+        self.loaded = 0
+        self.refused = 0
+        self.last_pause_s = 0.0
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        while True:
+            await self.catch_up()
+            await self._control.wait_for_change(timeout_s=LOOK_AGAIN_S)
+
+    async def catch_up(self) -> None:
+        """Load the newest version if the engine does not have it. Bad files change nothing.
+
+        Raises:
+            EngineError: the engine died while loading; the worker has to be restarted.
+        """
+        latest = self._control.latest(PolicyVersion)
+        if latest is None:
+            return
+        announced, _ = latest
+        policy = PolicyRef(announced.lineage, announced.version)
+        if policy <= self._engine.policy or policy == self._refused:
+            return
+        try:
+            path = await asyncio.to_thread(fetch_policy, announced.uri, announced.manifest_sha256, self._cache)
+            started = time.monotonic()
+            await self._engine.update_weights(path, policy)
+        except PolicyFilesError as error:
+            self._refused = policy
+            self.refused += 1
+            logger.error("policy %s is refused, the engine stays on %s: %s", policy, self._engine.policy, error)
+            return
+        self.last_pause_s = time.monotonic() - started
+        self.loaded += 1
+        logger.info("policy %s loaded in %.3f s", policy, self.last_pause_s)

@@ -1,0 +1,186 @@
+"""The rollout worker: tasks in, terminal trajectories out.
+
+Duty: run as many episodes as there are slots, from the partitions of `tasks` this worker owns, on the newest policy.
+
+Invariants: a task's offset is committed only after its trajectory is acknowledged; every start is journaled before
+anything is done for the task; a record that cannot be a task goes to the dead letters, never away; nothing is taken on
+unless a slot is free; model, tokenizer, template and topics are checked before the first record.
+
+Crash: tasks without an acknowledged trajectory are delivered to the next owner and run again; readers keep the first
+trajectory with an id. Rebalance: episodes of partitions that stay keep running, those of partitions that leave are
+abandoned at once. Drain: intake stops, running episodes may finish within ``drain_s``, the rest go back to the topic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from aiokafka import TopicPartition
+
+from rollstream.rollout_workers.attempts import TaskRunner
+from rollstream.rollout_workers.budgets import AttemptBudgets
+from rollstream.rollout_workers.byte_chat_format import ByteChatFormat
+from rollstream.rollout_workers.chat_format import ChatFormat
+from rollstream.rollout_workers.engine_settings import build_engine
+from rollstream.rollout_workers.episode import EpisodeServices
+from rollstream.rollout_workers.episode_pool import EpisodePool
+from rollstream.rollout_workers.policy_follower import PolicyFollower
+from rollstream.rollout_workers.settings import RolloutWorkerSettings
+from rollstream.rollout_workers.task_handling import TaskHandler
+from rollstream.rollout_workers.trajectory_assembly import WorkerFacts
+from rollstream.schemas.control import WorkerStatus
+from rollstream.schemas.errors import SettingsError
+from rollstream.transport.control import ControlFollower
+from rollstream.transport.dead_letters import DeadLetterOffice
+from rollstream.transport.heartbeat import INTERVAL_S, beat, say
+from rollstream.transport.intake import GroupIntake
+from rollstream.transport.publisher import Publisher
+from rollstream.transport.records import Record
+from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.tool_client import ToolClient
+
+
+async def run_rollout_worker(settings: RolloutWorkerSettings, kafka: KafkaSettings, stop: asyncio.Event) -> None:
+    """Work until ``stop`` is set, then drain.
+
+    Raises:
+        SettingsError: model, tokenizer, template, agents or topics are not as they must be.
+        EngineError: the engine died; restart the worker, its tasks are delivered again.
+    """
+    import_agents(settings.agents)
+    chat = await asyncio.to_thread(load_chat_format, settings)
+    engine = await build_engine(settings.engine, settings.model)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(engine.close)
+        publisher = await stack.enter_async_context(Publisher(kafka, profile="durable"))
+        dead_letters = await stack.enter_async_context(
+            DeadLetterOffice(kafka, role="rollout-worker", worker_id=settings.worker_id)
+        )
+        tools = await stack.enter_async_context(ToolClient(kafka, worker_id=settings.worker_id))
+        control = await stack.enter_async_context(ControlFollower(kafka))
+        follower = PolicyFollower(engine, control, policy_cache(settings))
+        if settings.follow_policy:
+            await follower.catch_up()
+        worker = _Worker(settings, kafka, publisher, dead_letters, EpisodeServices(engine, chat, tools), follower)
+        await worker.run(stop)
+
+
+def load_chat_format(settings: RolloutWorkerSettings) -> ChatFormat:
+    """The chat format of the worker's model; bytes for a scripted engine without one. Blocking.
+
+    Raises:
+        SettingsError: no model is named, or its tokenizer or template does not pass the start-up checks.
+    """
+    if settings.model:
+        from rollstream.rollout_workers.template_chat_format import TemplateChatFormat
+
+        return TemplateChatFormat.load(Path(settings.model))
+    if settings.engine.kind == "scripted":
+        return ByteChatFormat()
+    raise SettingsError("no model: give rollout_worker.model (or --model), the folder of the model and its tokenizer")
+
+
+def import_agents(modules: Sequence[str]) -> None:
+    """Import the modules that register agents.
+
+    Raises:
+        SettingsError: one cannot be imported.
+    """
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise SettingsError(f"agents module {name!r} cannot be imported: {error}; is it on PYTHONPATH?") from error
+
+
+def policy_cache(settings: RolloutWorkerSettings) -> Path:
+    """Where policies from remote storage are kept."""
+    if settings.policy_cache is not None:
+        return settings.policy_cache
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rollstream" / "policies"
+
+
+class _Worker:
+    """One running worker: its pool, its handler and what it says of itself."""
+
+    def __init__(
+        self,
+        settings: RolloutWorkerSettings,
+        kafka: KafkaSettings,
+        publisher: Publisher,
+        dead_letters: DeadLetterOffice,
+        services: EpisodeServices,
+        follower: PolicyFollower,
+    ) -> None:
+        self._settings = settings
+        self._publisher = publisher
+        self._engine = services.engine
+        self._follower = follower
+        self._handler = TaskHandler(
+            runner=TaskRunner(
+                services,
+                WorkerFacts(
+                    settings.worker_id, settings.model, services.chat.tokenizer_hash, services.engine.logprobs_mode
+                ),
+                AttemptBudgets(settings.infra_budget, settings.data_budget),
+            ),
+            publisher=publisher,
+            dead_letters=dead_letters,
+            writer=uuid.uuid4().hex,
+            trajectory_partitions=kafka.topics["trajectories"].partitions,
+        )
+        self._pool = EpisodePool(self._handle, max_running=settings.max_running_episodes)
+        self._intake = GroupIntake(
+            kafka,
+            [kafka.topic("tasks")],
+            group_id=f"{kafka.prefix}rollout-workers",
+            instance_id=settings.instance_id,
+            on_lost=self._pool.abandon,
+        )
+        self._stop = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Everything at once, until the pool has drained."""
+        self._stop = stop
+        async with self._intake, asyncio.TaskGroup() as group:
+            background = [group.create_task(self._intake.run()), group.create_task(beat(self._publisher, self._status))]
+            if self._settings.follow_policy:
+                background.append(group.create_task(self._follower.run()))
+            await self._pool.run(self._intake, stop, drain_s=self._settings.drain_s)
+            for task in background:
+                task.cancel()
+        await say(self._publisher, self._status(has_left=True))
+
+    async def _handle(self, record: Record) -> None:
+        await self._handler.handle(record)
+        self._intake.finished(TopicPartition(record.topic, record.partition), record.offset)
+
+    def _status(self, *, has_left: bool = False) -> WorkerStatus:
+        stats = self._handler.stats
+        policy = self._engine.policy
+        return WorkerStatus(
+            worker_id=self._settings.worker_id,
+            role="rollout-worker",
+            state="stopped" if has_left else "draining" if self._stop.is_set() else "running",
+            running=self._pool.running,
+            finished=self._pool.finished,
+            policy_version=policy.version,
+            lineage=policy.lineage,
+            interval_s=INTERVAL_S,
+            updated_at=time.time(),
+            stats={
+                **{f"trajectories_{status}": float(count) for status, count in stats.endings.items()},
+                "sampled_tokens": float(stats.sampled_tokens),
+                "dead_letters": float(stats.dead_letters),
+                "policies_loaded": float(self._follower.loaded),
+                "policies_refused": float(self._follower.refused),
+                "policy_pause_s": self._follower.last_pause_s,
+            },
+        )

@@ -1,0 +1,203 @@
+"""A consumer-group member whose records finish in any order.
+
+Duty: hand out each record of the partitions it owns once, and commit, per partition, the lowest unfinished offset.
+
+Invariants: nothing unfinished is ever committed past. No commit leaves while a rebalance is under way (the commit gate:
+without it one late commit makes the group rebalance for ever). A partition that stays over a rebalance keeps its
+records; Kafka delivers them again and they are recognised. A partition that leaves is reported at once.
+
+Crash: the next owner starts at the committed offset, so unfinished records are delivered again (at least once).
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportIncompatibleMethodOverride=false
+# (aiokafka is annotated in part, and declares the listener's coroutines as plain functions)
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from types import TracebackType
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import CommitFailedError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
+
+from rollstream.schemas.errors import SettingsError
+from rollstream.transport.clients import start_consumer
+from rollstream.transport.instance_lock import InstanceLock
+from rollstream.transport.offsets import OffsetTracker
+from rollstream.transport.records import Record
+from rollstream.transport.settings import KafkaSettings
+
+logger = logging.getLogger(__name__)
+
+COMMIT_INTERVAL_S = 1.0
+COMMIT_DEADLINE_S = 10.0
+TWIN_WINDOW_S = 30.0
+"""Regaining the same partitions this often in this time is what two processes with one instance id look like."""
+TWIN_ASSIGNMENTS = 6
+
+
+class GroupIntake:
+    """An async context manager; ``run()`` must be running in the owner's TaskGroup while it is used."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        topics: Iterable[str],
+        *,
+        group_id: str,
+        instance_id: str | None = None,
+        on_lost: Callable[[frozenset[TopicPartition]], None] | None = None,
+    ) -> None:
+        self._kafka = kafka
+        self._topics = tuple(topics)
+        self._group_id = group_id
+        self._instance_id = instance_id
+        self._on_lost = on_lost
+        self._trackers: dict[TopicPartition, OffsetTracker] = {}
+        self._committed: dict[TopicPartition, int] = {}
+        self._gate_is_open = False
+        self._commit_lock = asyncio.Lock()
+        self._assignments: deque[float] = deque(maxlen=TWIN_ASSIGNMENTS)
+        self._twin_suspected = asyncio.Event()
+        self._stack = AsyncExitStack()
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def __aenter__(self) -> GroupIntake:
+        if self._instance_id is not None:
+            self._stack.enter_context(InstanceLock(self._group_id, self._instance_id))
+        self._consumer = await start_consumer(
+            self._kafka,
+            *self._topics,
+            group_id=self._group_id,
+            instance_id=self._instance_id,
+            auto_offset_reset="earliest",
+            listener=_Listener(self),
+        )
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        consumer = self._started
+        await self._commit_within(COMMIT_DEADLINE_S)
+        self._gate_is_open = False
+        try:
+            async with asyncio.timeout(COMMIT_DEADLINE_S):
+                await consumer.stop()
+        except (TimeoutError, KafkaError) as error:
+            logger.warning("leaving group %s took too long or failed: %r", self._group_id, error)
+        await self._stack.aclose()
+
+    @property
+    def partitions(self) -> frozenset[TopicPartition]:
+        """What this member owns now."""
+        return frozenset(self._trackers)
+
+    async def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
+        """Records to work on, at most ``max_records``; empty after ``timeout_s``. Ask only while there are free slots.
+
+        Each must be given to ``finished`` in the end. At least once: after a crash or a rebalance elsewhere the same
+        record is delivered to the next owner.
+        """
+        batches = await self._started.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+        # No await between the fetch and here: a record can only belong to the present assignment.
+        return [
+            record
+            for partition, records in batches.items()
+            if (tracker := self._trackers.get(partition)) is not None
+            for record in records
+            if tracker.begin(record.offset)
+        ]
+
+    def finished(self, partition: TopicPartition, offset: int) -> None:
+        """The record needs no more work: its effects are acknowledged. Safe to repeat and after a loss."""
+        tracker = self._trackers.get(partition)
+        if tracker is not None:
+            tracker.finish(offset)
+
+    async def run(self) -> None:
+        """Commit about once a second until cancelled.
+
+        Raises:
+            SettingsError: another process uses the same instance id and takes the partitions away again and again.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(COMMIT_INTERVAL_S):
+                    await self._twin_suspected.wait()
+            except TimeoutError:
+                await self._commit_within(COMMIT_DEADLINE_S)
+                continue
+            raise SettingsError(
+                f"another process seems to use instance_id {self._instance_id!r} in group {self._group_id!r}: the same "
+                f"partitions were assigned {TWIN_ASSIGNMENTS} times in {TWIN_WINDOW_S:.0f} s; give each worker its own"
+            )
+
+    def assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        """The group has settled. For the rebalance listener only; must not await (see ``poll``)."""
+        lost = frozenset(self._trackers) - partitions
+        if not lost and partitions and partitions == frozenset(self._trackers):
+            self._note_unchanged_assignment()
+        for partition in lost:
+            del self._trackers[partition]
+            self._committed.pop(partition, None)
+        for partition in partitions - frozenset(self._trackers):
+            self._trackers[partition] = OffsetTracker()
+        self._gate_is_open = True
+        logger.info("own %d partitions of %s, lost %d", len(partitions), ", ".join(self._topics), len(lost))
+        if lost and self._on_lost is not None:
+            self._on_lost(lost)
+
+    async def revoked(self) -> None:
+        """A rebalance begins. For the rebalance listener only: commits what can be committed, then closes the gate."""
+        await self._commit_within(COMMIT_DEADLINE_S)
+        self._gate_is_open = False
+
+    def _note_unchanged_assignment(self) -> None:
+        now = time.monotonic()
+        self._assignments.append(now)
+        is_full = len(self._assignments) == TWIN_ASSIGNMENTS
+        if self._instance_id and is_full and now - self._assignments[0] < TWIN_WINDOW_S:
+            self._twin_suspected.set()
+
+    async def _commit_within(self, deadline_s: float) -> None:
+        try:
+            async with asyncio.timeout(deadline_s), self._commit_lock:
+                if self._gate_is_open:
+                    await self._commit()
+        except CommitFailedError as error:
+            logger.warning("commit refused in group %s, the group is rebalancing: %s", self._group_id, error)
+        except (TimeoutError, KafkaError) as error:
+            logger.warning("commit in group %s failed, will be repeated: %r", self._group_id, error)
+
+    async def _commit(self) -> None:
+        offsets = {
+            partition: offset
+            for partition, tracker in self._trackers.items()
+            if (offset := tracker.committable) is not None and offset > self._committed.get(partition, -1)
+        }
+        if offsets:
+            await self._started.commit({p: OffsetAndMetadata(offset, "") for p, offset in offsets.items()})
+            self._committed.update(offsets)
+
+    @property
+    def _started(self) -> AIOKafkaConsumer:
+        assert self._consumer is not None, "use GroupIntake as an async context manager"
+        return self._consumer
+
+
+class _Listener(ConsumerRebalanceListener):
+    def __init__(self, intake: GroupIntake) -> None:
+        self._intake = intake
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        await self._intake.revoked()
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self._intake.assigned(frozenset(assigned))
