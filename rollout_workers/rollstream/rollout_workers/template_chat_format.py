@@ -107,17 +107,9 @@ class TemplateChatFormat:
 
     def render_prompt(self, messages: Sequence[ChatMessage], tools: Sequence[ToolSpec]) -> list[int]:
         """See ChatFormat; remembers the last CACHED_PROMPTS conversations."""
-        held = [self._held_message(message) for message in messages]
-        schemas = [self._held_json(tool_schema(tool)) for tool in tools]
-        key = json.dumps([held, schemas])
+        key = repr((messages, tools))
         if (cached := self._prompts.get(key)) is None:
-            try:
-                cached = self.inert.encode(self.tokenizer.render(held, schemas))
-            except TemplateFailure as failure:
-                raise DataError(
-                    f"the chat template of {str(self.tokenizer.directory)!r} refuses the conversation with roles "
-                    f"{[message.role for message in messages]}: {failure}"
-                ) from failure
+            cached = self._prompt_ids(messages, tools)
             if len(self._prompts) >= CACHED_PROMPTS:
                 del self._prompts[next(iter(self._prompts))]
             self._prompts[key] = cached
@@ -202,8 +194,8 @@ class TemplateChatFormat:
         _, opening, call = self.tokenizer.render(conversation, [BASE_TOOL], is_prompt=False).rpartition(CALL_OPEN)
         if parse_hermes(opening + call).kind != "calls":
             logger.warning(
-                "the chat template of %s does not write tool calls as JSON between tool_call tags, the only form that is "
-                "read from the model's turns",
+                "the chat template of %s does not write tool calls as JSON between tool_call tags, the only form that "
+                "is read from the model's turns",
                 self.tokenizer.directory,
             )
 
@@ -221,6 +213,17 @@ class TemplateChatFormat:
         last = sampled_tail[-1] if sampled_tail else None
         is_closed = last == ids[0] if self.is_closed_by_header else last in self._stop_ids
         return ids[1:] if is_closed else ids
+
+    def _prompt_ids(self, messages: Sequence[ChatMessage], tools: Sequence[ToolSpec]) -> list[int]:
+        held = [self._held_message(message) for message in messages]
+        schemas = [self._held_json(tool_schema(tool)) for tool in tools]
+        try:
+            return self.inert.encode(self.tokenizer.render(held, schemas))
+        except TemplateFailure as failure:
+            raise DataError(
+                f"the chat template of {str(self.tokenizer.directory)!r} refuses the conversation with roles "
+                f"{[message.role for message in messages]}: {failure}"
+            ) from failure
 
     def _held_message(self, message: ChatMessage) -> dict[str, str]:
         is_foreign = message.role in ("user", "tool")
