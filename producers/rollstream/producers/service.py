@@ -82,7 +82,7 @@ async def produce(
     """
     plan = await asyncio.to_thread(open_plan, settings)
     try:
-        async with ControlFollower(kafka) as control, Publisher(kafka) as publisher:
+        async with ControlFollower(kafka) as control, Publisher(kafka, profile="durable") as publisher:
             emission = _Emission(plan, kafka, control, publisher, stop, on_progress or _ignore)
             try:
                 await emission.run()

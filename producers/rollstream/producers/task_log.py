@@ -88,9 +88,9 @@ async def read_task_log(kafka: KafkaSettings, run_id: str, start_offsets: Sequen
         TransientError: the broker gave nothing for a minute.
     """
     topic = kafka.topic("tasks")
-    consumer = await start_consumer(kafka, topic, profile="durable", auto_offset_reset="earliest")
+    consumer = await start_consumer(kafka, topic, auto_offset_reset="earliest")
     try:
-        partitions = sorted(consumer.assignment(), key=lambda p: p.partition)
+        partitions = sorted(consumer.assignment())
         ends = await consumer.end_offsets(partitions)
         if len(start_offsets) == len(partitions):
             for partition, offset in zip(partitions, start_offsets, strict=True):

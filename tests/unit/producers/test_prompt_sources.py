@@ -32,7 +32,7 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist(rows), path)  # pyright: ignore[reportUnknownMemberType]  -- pyarrow is not annotated
+    pq.write_table(pa.Table.from_pylist(rows), path)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  -- pyarrow is not annotated
     return path
 
 

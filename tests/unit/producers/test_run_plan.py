@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +24,63 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def plan(data: Path, **changes: Any) -> RunPlan:
-    return open_plan(ProducerSettings(**{"source": str(data), "run_id": "run", "on_bad_row": "skip", **changes}))
+class Planner:
+    """Opens plans on the data and closes them with the test."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self._opened: list[RunPlan] = []
+
+    def __call__(self, **changes: Any) -> RunPlan:
+        values: dict[str, Any] = {"source": str(self.data), "run_id": "run", "on_bad_row": "skip", **changes}
+        self._opened.append(open_plan(ProducerSettings(**values)))
+        return self._opened[-1]
+
+    def close(self) -> None:
+        for opened in self._opened:
+            opened.source.close()
+
+
+@pytest.fixture
+def plan(data: Path) -> Iterator[Planner]:
+    planner = Planner(data)
+    yield planner
+    planner.close()
 
 
 def places(opened: RunPlan) -> list[int]:
     return [int(built.place.rpartition(":")[2]) for built in opened.prompts()]
 
 
-def test_rows_come_in_order_and_a_bad_one_is_rejected_in_its_place(data: Path) -> None:
-    built = list(plan(data).prompts())
+def test_rows_come_in_order_and_a_bad_one_is_rejected_in_its_place(plan: Planner) -> None:
+    built = list(plan().prompts())
     assert [isinstance(one, Rejection) for one in built].index(True) == 5
     assert sum(isinstance(one, Prompt) for one in built) == 19
 
 
-def test_stop_refuses_the_whole_file_before_the_first_task(data: Path) -> None:
+def test_stop_refuses_the_whole_file_before_the_first_task(plan: Planner) -> None:
     with pytest.raises(SettingsError, match=r"data\.jsonl:6: column 'question' is missing.*--on-bad-row skip"):
-        plan(data, on_bad_row="stop")
-    assert plan(data, on_bad_row="stop", skip=6).prompts_total == 14
+        plan(on_bad_row="stop")
+    assert plan(on_bad_row="stop", skip=6).prompts_total == 14
 
 
-def test_skip_and_limit_choose_rows_before_shuffling(data: Path) -> None:
-    assert places(plan(data, skip=3, limit=4)) == [4, 5, 6, 7]
-    assert sorted(places(plan(data, skip=3, limit=4, is_shuffled=True))) == [4, 5, 6, 7]
-    assert places(plan(data, skip=18, limit=100)) == [19, 20]
+def test_skip_and_limit_choose_rows_before_shuffling(plan: Planner) -> None:
+    assert places(plan(skip=3, limit=4)) == [4, 5, 6, 7]
+    assert sorted(places(plan(skip=3, limit=4, is_shuffled=True))) == [4, 5, 6, 7]
+    assert places(plan(skip=18, limit=100)) == [19, 20]
     with pytest.raises(SettingsError, match="skip=20 leaves none of the 20 rows"):
-        plan(data, skip=20)
+        plan(skip=20)
 
 
-def test_every_epoch_has_all_rows_in_an_order_of_its_own(data: Path) -> None:
-    order = places(plan(data, is_shuffled=True, seed=1, epochs=2))
+def test_every_epoch_has_all_rows_in_an_order_of_its_own(plan: Planner) -> None:
+    order = places(plan(is_shuffled=True, seed=1, epochs=2))
     assert sorted(order[:20]) == sorted(order[20:]) == list(range(1, 21))
     assert order[:20] != order[20:]
-    assert order == places(plan(data, is_shuffled=True, seed=1, epochs=2))
+    assert order == places(plan(is_shuffled=True, seed=1, epochs=2))
 
 
-def test_more_epochs_continue_a_run(data: Path) -> None:
-    short, long = plan(data, epochs=1, is_shuffled=True), plan(data, epochs=3, is_shuffled=True)
+def test_more_epochs_continue_a_run(plan: Planner) -> None:
+    short, long = plan(epochs=1, is_shuffled=True), plan(epochs=3, is_shuffled=True)
     check_same_run("run", short.fingerprints(), long.fingerprints())
     assert places(long)[:20] == places(short)
 
@@ -76,21 +97,21 @@ def test_more_epochs_continue_a_run(data: Path) -> None:
         ({"is_train": False}, "is_train"),
     ],
 )
-def test_other_choices_are_another_run(data: Path, changes: dict[str, Any], differing: str) -> None:
+def test_other_choices_are_another_run(plan: Planner, changes: dict[str, Any], differing: str) -> None:
     with pytest.raises(SettingsError, match=f"run 'run' was begun with other {differing};"):
-        check_same_run("run", plan(data).fingerprints(), plan(data, **changes).fingerprints())
+        check_same_run("run", plan().fingerprints(), plan(**changes).fingerprints())
 
 
-def test_other_data_are_another_run(data: Path) -> None:
-    before = plan(data).fingerprints()
-    data.write_text(data.read_text().replace("q19", "q20"))
+def test_other_data_are_another_run(plan: Planner) -> None:
+    before = plan().fingerprints()
+    plan.data.write_text(plan.data.read_text().replace("q19", "q20"))
     with pytest.raises(SettingsError, match="with other data;"):
-        check_same_run("run", before, plan(data).fingerprints())
+        check_same_run("run", before, plan().fingerprints())
 
 
-def test_an_answer_without_a_reward_is_refused(data: Path) -> None:
+def test_an_answer_without_a_reward_is_refused(plan: Planner) -> None:
     with pytest.raises(SettingsError, match="no reward that would use it"):
-        plan(data, answer_after="####")
+        plan(answer_after="####")
 
 
 def progress(groups: int, start_offsets: list[int]) -> ProducerProgress:
