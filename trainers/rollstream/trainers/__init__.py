@@ -1,0 +1,17 @@
+"""Trajectories to optimizer steps: complete groups, each once, never over age; and policies back to the workers."""
+
+from rollstream.trainers.batches import PaddedBatch, TrainingBatch, TrajectoryGroup
+from rollstream.trainers.settings import TrainerSettings
+from rollstream.trainers.stream import AsyncTrajectoryStream
+from rollstream.trainers.stream_state import StreamStats
+from rollstream.trainers.sync_stream import TrajectoryStream
+
+__all__ = [
+    "AsyncTrajectoryStream",
+    "PaddedBatch",
+    "StreamStats",
+    "TrainerSettings",
+    "TrainingBatch",
+    "TrajectoryGroup",
+    "TrajectoryStream",
+]

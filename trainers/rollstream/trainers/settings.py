@@ -1,0 +1,84 @@
+"""Settings of a trainer's stream."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rollstream.schemas.errors import SettingsError
+from rollstream.transport.settings import KafkaSettings
+
+
+class TrainerSettings(BaseModel):
+    """How trajectories become batches, and how far producers may run ahead."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    run_id: str | None = None
+    """Train on this run only; None: on every run in the topic."""
+    groups_per_batch: int = Field(default=16, ge=1)
+    """Groups in a batch; only the last one of a run may have fewer."""
+    pipeline_depth: int = Field(default=1, ge=0)
+    """Batches that may be under way beyond the one the trainer waits for. More: faster and staler."""
+    max_staleness: int | None = Field(default=4, ge=0)
+    """Groups with an older trajectory, in policy versions, are dropped; None: nothing is too old."""
+    min_members: int = Field(default=2, ge=1)
+    """Groups with fewer trainable members are dropped as failed. At most the size of the group is asked for."""
+    needs_reward: bool = True
+    """Whether a member without a reward is not trainable. False: the trainer scores by itself."""
+    drop_zero_variance: bool = False
+    """Drop groups whose trainable members all have the same reward: group-relative advantages are zero there."""
+    group_deadline_s: float = Field(default=1800.0, gt=0)
+    """A group that is not complete this long after it is known closes with the members that are there."""
+    timeout_s: float = Field(default=3600.0, gt=0)
+    """Longest wait for one batch."""
+    max_batches: int | None = Field(default=None, ge=1)
+    """The stream ends after this many batches, those before a checkpoint included; None: with the producer."""
+    is_observer: bool = False
+    """Read beside the trainer: sets no pace, publishes nothing, takes the trainer's policy version as its own."""
+    trainer_id: str = Field(default="trainer", min_length=1)
+    """Name of this reader, in control records, dead letters and its consumer group."""
+
+
+class StreamOptions(TypedDict, total=False):
+    """The fields of ``TrainerSettings`` as keyword arguments; their meaning and defaults are there."""
+
+    run_id: str | None
+    groups_per_batch: int
+    pipeline_depth: int
+    max_staleness: int | None
+    min_members: int
+    needs_reward: bool
+    drop_zero_variance: bool
+    group_deadline_s: float
+    timeout_s: float
+    max_batches: int | None
+    is_observer: bool
+    trainer_id: str
+
+
+def trainer_settings(options: StreamOptions) -> TrainerSettings:
+    """Check keyword arguments.
+
+    Raises:
+        SettingsError: one is unknown or out of range.
+    """
+    try:
+        return TrainerSettings.model_validate(options)
+    except ValidationError as error:
+        raise SettingsError(f"options of the trajectory stream: {error}") from error
+
+
+def kafka_settings(kafka: str | KafkaSettings, prefix: str | None) -> KafkaSettings:
+    """An address, or complete settings of Kafka; ``prefix`` replaces theirs.
+
+    Raises:
+        SettingsError: the address or the prefix cannot be one.
+    """
+    try:
+        if isinstance(kafka, KafkaSettings):
+            return kafka if prefix is None else KafkaSettings.model_validate({**kafka.model_dump(), "prefix": prefix})
+        return KafkaSettings(bootstrap=kafka) if prefix is None else KafkaSettings(bootstrap=kafka, prefix=prefix)
+    except ValidationError as error:
+        raise SettingsError(f"settings of Kafka: {error}") from error

@@ -1,0 +1,316 @@
+"""The stream of training batches, and everything a trainer says to the rest.
+
+Duty: read `trajectories`, deliver complete groups as batches, announce policies, tell producers how far they may go.
+
+Invariants: those of `batch_forming`; positions and closed groups are in ``state_dict()`` and nowhere else, so a trainer
+that is restored with its model neither skips nor repeats; offsets committed to Kafka only show the lag.
+
+Crash: everything since the last ``state_dict()`` is read again. A restored trainer opens a new lineage of policy
+versions and announces its policy at once, so that workers leave the versions that no longer lead anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Unpack
+
+from rollstream.schemas.control import PolicyVersion, ProducerProgress, TrainerProgress, TrainerStart, WorkerStatus
+from rollstream.schemas.errors import InvalidMessageError, PolicyFilesError, SettingsError
+from rollstream.schemas.trajectories import Trajectory
+from rollstream.trainers.batch_forming import BatchFormer
+from rollstream.trainers.batches import TrainingBatch, TrajectoryGroup
+from rollstream.trainers.policies import PUBLISH_DEADLINE_S, announce_policy, publish_policy
+from rollstream.trainers.settings import StreamOptions, kafka_settings, trainer_settings
+from rollstream.trainers.stream_state import StreamState, StreamStats
+from rollstream.trainers.trajectory_log import TrajectoryLog
+from rollstream.trainers.waiting import explain_wait
+from rollstream.transport.control import ControlFollower, control_key
+from rollstream.transport.dead_letters import DeadLetterOffice
+from rollstream.transport.publisher import Publisher
+from rollstream.transport.records import Record, decode_record, record_place
+from rollstream.transport.settings import KafkaSettings
+
+logger = logging.getLogger(__name__)
+
+FETCH_WAIT_S = 0.2
+"""Control is looked at again after this long without a record."""
+RECORDS_PER_TURN = 32
+"""Records decoded before other tasks of the event loop get their turn."""
+
+OnEvaluation = Callable[[TrajectoryGroup], None]
+
+
+class AsyncTrajectoryStream:
+    """An async context manager and async iterator of ``TrainingBatch``; used by one task at a time.
+
+    Each training group is delivered or dropped once: complete in any status, or cut at its deadline; the one that would
+    be too old first comes first. The iteration ends after ``max_batches``, or when every training run is finished
+    and all its groups are closed; the last batch may then be smaller.
+    """
+
+    def __init__(
+        self,
+        kafka: str | KafkaSettings,
+        *,
+        prefix: str | None = None,
+        on_evaluation: OnEvaluation | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            kafka: ``host:port``, or complete settings.
+            prefix: of all topics.
+            on_evaluation: gets every complete group of evaluation tasks once, while a batch is awaited.
+            options: the fields of ``TrainerSettings``.
+
+        Raises:
+            SettingsError: an argument is wrong.
+        """
+        self.settings = trainer_settings(options)
+        self._kafka = kafka_settings(kafka, prefix)
+        self._on_evaluation = on_evaluation
+        self._log = TrajectoryLog(self._kafka, group_id=f"{self._kafka.prefix}trainer.{self.settings.trainer_id}")
+        self._control = ControlFollower(self._kafka)
+        self._publisher = Publisher(self._kafka, profile="durable")
+        self._dead_letters = DeadLetterOffice(self._kafka, role="trainer", worker_id=self.settings.trainer_id)
+        self._former = BatchFormer(self.settings, self._log.topic)
+        self._restored: StreamState | None = None
+        self._has_begun = False
+        self._fetched: deque[Record] = deque()
+        self._followed_start: int | None = None
+        self._heard: dict[str, ProducerProgress] = {}
+        self._told: tuple[int, int, int, int] | None = None
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> AsyncTrajectoryStream:
+        try:
+            await self._stack.enter_async_context(self._log)
+            await self._stack.enter_async_context(self._publisher)
+            await self._stack.enter_async_context(self._dead_letters)
+            await self._stack.enter_async_context(self._control)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(exc_type, exc, tb)
+
+    def __aiter__(self) -> AsyncTrajectoryStream:
+        return self
+
+    async def __anext__(self) -> TrainingBatch:
+        """The next batch; asking for it says that the one before is finished.
+
+        Raises:
+            TimeoutError: none within ``timeout_s``; says what is missing. Asking again goes on waiting.
+            DataLossError: records that were still needed are gone.
+            TransientError: the broker does not answer.
+        """
+        await self._begin()
+        self._former.finish_batch()
+        started = time.monotonic()
+        while True:
+            self._hear()
+            batch = self._former.next_batch()
+            self._hand_over_evaluations()
+            await self._tell()
+            if batch is not None:
+                return batch
+            if self._former.has_ended:
+                raise StopAsyncIteration
+            if time.monotonic() - started > self.settings.timeout_s:
+                raise TimeoutError(await self._explanation(time.monotonic() - started))
+            await self._take_in()
+
+    async def publish_policy(self, version: int, directory: str | Path, *, target_uri: str | None = None) -> None:
+        """Announce the weights in ``directory`` as policy ``version``; returns when the broker has the announcement.
+
+        The directory is made final where it lies (a manifest is added) and must stay while workers may load it: keep
+        the newest two. With ``target_uri`` (a path or an fsspec URL that does not exist yet) it is copied there.
+
+        Raises:
+            SettingsError: the version does not follow the last one, or this stream is an observer.
+            PolicyFilesError: files are missing, or the disk is full; nothing is announced.
+            TransientError: the broker did not acknowledge; repeat with the same version.
+        """
+        if self.settings.is_observer:
+            raise SettingsError("an observer publishes no policy: open the stream without is_observer")
+        await self._begin()
+        self._former.check_version(version)
+        self._check_not_succeeded()
+        policy = await publish_policy(
+            self._publisher,
+            lineage=self._former.lineage,
+            version=version,
+            directory=Path(directory),
+            target_uri=target_uri,
+        )
+        self._former.published(version, policy)
+        await self._tell()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stream's part of a checkpoint, of plain types. Every batch delivered so far counts as trained on."""
+        return self._former.state().to_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; before the first batch and the first policy.
+
+        Raises:
+            SettingsError: it is too late, or the state is of another topic or run.
+        """
+        if self._has_begun:
+            raise SettingsError("load_state_dict() after the first batch or policy: call it right after opening")
+        self._restored = StreamState.from_dict(state, topic=self._log.topic, run_id=self.settings.run_id)
+        self._former = BatchFormer(self.settings, self._log.topic, self._restored)
+
+    async def commit(self) -> None:
+        """Show the present positions as offsets of the consumer group; for dashboards, nothing starts from them."""
+        await self._log.commit(self._former.state().positions)
+
+    def stats(self) -> StreamStats:
+        """Counters and sizes now."""
+        return self._former.stats()
+
+    async def _begin(self) -> None:
+        if self._has_begun:
+            return
+        self._former.begin_at(await self._log.seek(self._former.read_to))
+        if not self.settings.is_observer:
+            await self._start_trainer()
+        self._has_begun = True
+
+    async def _start_trainer(self) -> None:
+        restored = self._restored
+        start = TrainerStart(
+            trainer_id=self.settings.trainer_id,
+            parent_lineage=restored.lineage if restored else None,
+            parent_version=restored.version if restored else None,
+            started_at=time.time(),
+        )
+        place = await self._publisher.publish(start, key=control_key(start), deadline_s=PUBLISH_DEADLINE_S)
+        self._former.open_lineage(place.offset, is_restored=restored is not None)
+        if restored is not None and restored.policy is not None:
+            try:
+                await announce_policy(
+                    self._publisher, lineage=place.offset, version=restored.version, policy=restored.policy
+                )
+            except PolicyFilesError as error:
+                self._former.forget_policy()
+                logger.warning(
+                    "%s: the policy of the checkpoint (version %d) cannot be announced, workers stay on the abandoned "
+                    "one; publish the restored weights under the same version",
+                    error,
+                    restored.version,
+                )
+
+    def _hear(self) -> None:
+        """Take over what `control` says."""
+        now_s = time.monotonic()
+        for progress in self._control.all(ProducerProgress).values():
+            if self._heard.get(progress.run_id) != progress:
+                self._heard[progress.run_id] = progress
+                self._former.note_progress(progress, now_s)
+        if self.settings.is_observer:
+            self._follow_trainer()
+
+    def _follow_trainer(self) -> None:
+        start, policy = self._control.latest(TrainerStart), self._control.latest(PolicyVersion)
+        if start is not None and start[1] != self._followed_start:
+            self._followed_start = start[1]
+            self._former.follow(self._former.ancestry.succeeded(start[1], start[0]), start[0].parent_version or 0)
+        if policy is not None and policy[0].lineage == self._former.lineage:
+            if policy[0].version != self._former.version:
+                self._former.follow(self._former.ancestry, policy[0].version)
+
+    def _check_not_succeeded(self) -> None:
+        newest = self._control.latest(TrainerStart)
+        if newest is not None and newest[1] > self._former.lineage:
+            raise SettingsError(
+                f"trainer {newest[0].trainer_id!r} has started after this one on the same topics, and workers follow "
+                "the newest: stop one of them, give it a prefix of its own, or open it with is_observer=True"
+            )
+
+    async def _tell(self) -> None:
+        """Tell producers how far they may go, if that has changed."""
+        stats = self._former.stats()
+        dropped = stats.stale_dropped + stats.failed_dropped + stats.zero_variance_dropped + stats.lost
+        news = (stats.version, stats.groups_consumed, dropped, stats.emit_limit)
+        if self.settings.is_observer or news == self._told:
+            return
+        progress = TrainerProgress(
+            trainer_id=self.settings.trainer_id,
+            lineage=stats.lineage,
+            version=stats.version,
+            groups_consumed=stats.groups_consumed,
+            groups_dropped=dropped,
+            emit_limit=stats.emit_limit,
+            updated_at=time.time(),
+        )
+        await self._publisher.publish(progress, key=control_key(progress), deadline_s=PUBLISH_DEADLINE_S)
+        self._told = news
+
+    def _hand_over_evaluations(self) -> None:
+        for group in self._former.take_evaluations():
+            if self._on_evaluation is not None:
+                self._on_evaluation(group)
+
+    async def _take_in(self) -> None:
+        """Add records until there may be a batch, or it is someone else's turn."""
+        if not self._fetched:
+            self._fetched.extend(await self._log.fetch(timeout_s=FETCH_WAIT_S))
+        if not self._fetched:
+            await self._expire()
+            return
+        for _ in range(min(RECORDS_PER_TURN, len(self._fetched))):
+            await self._add(self._fetched[0])
+            self._fetched.popleft()
+            if not self._former.is_settled:
+                return
+        await asyncio.sleep(0)
+
+    async def _add(self, record: Record) -> None:
+        try:
+            trajectory = decode_record(record, Trajectory)
+            self._former.add(trajectory, record.partition, record.offset, time.monotonic())
+        except InvalidMessageError as error:
+            await self._bury(record, error)
+
+    async def _bury(self, record: Record, error: InvalidMessageError) -> None:
+        logger.error("%s cannot be used: %s", record_place(record), error)
+        if self._former.is_new(record.partition, record.offset) and not self.settings.is_observer:
+            await self._dead_letters.bury(record, error)
+        self._former.skip(record.partition, record.offset)
+
+    async def _expire(self) -> None:
+        """Close groups past their deadline, but only when nothing that belongs to them lies unread."""
+        now_s = time.monotonic()
+        if self._former.has_overdue(now_s) and await self._lag() == 0:
+            self._former.expire(now_s)
+
+    async def _lag(self) -> int:
+        ends = await self._log.end_offsets()
+        return sum(max(0, end - self._former.read_to[partition]) for partition, end in ends.items())
+
+    async def _explanation(self, waited_s: float) -> str:
+        followed = [p for p in self._heard.values() if self.settings.run_id in (None, p.run_id)]
+        return explain_wait(
+            waited_s,
+            groups_per_batch=self.settings.groups_per_batch,
+            stats=self._former.stats(),
+            open_groups=self._former.open_groups(),
+            lag_records=await self._lag(),
+            producers=followed,
+            workers=self._control.all(WorkerStatus).values(),
+            now_s=time.time(),
+        )

@@ -1,0 +1,138 @@
+"""What a stream puts into the trainer's checkpoint, and what it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from rollstream.schemas.errors import SettingsError
+
+FORMAT = 1
+
+
+class Counts(msgspec.Struct, kw_only=True):
+    """Counted since the first start of the stream; records read again after a restore are not counted again."""
+
+    consumed: int = 0
+    duplicates_dropped: int = 0
+    unequal_duplicates: int = 0
+    late: int = 0
+    undecodable: int = 0
+    evaluations: int = 0
+    batches: int = 0
+    groups_consumed: int = 0
+    trajectories_trained: int = 0
+    stale_dropped: int = 0
+    failed_dropped: int = 0
+    zero_variance_dropped: int = 0
+    lost: int = 0
+    max_staleness: int = 0
+    staleness_sum: int = 0
+
+    @property
+    def groups_dropped(self) -> int:
+        """Training groups that were closed and not trained on."""
+        return self.stale_dropped + self.failed_dropped + self.zero_variance_dropped + self.lost
+
+
+class PublishedPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the files of a published version are."""
+
+    uri: str
+    manifest_sha256: str
+
+
+class StreamState(msgspec.Struct, frozen=True, kw_only=True):
+    """One checkpoint.
+
+    Attributes:
+        topic: full name of the trajectories topic.
+        positions: per partition, the offset to read from again.
+        read_to: per partition, the offset up to which records are counted.
+        closed: per run, ``[start, end)`` intervals of closed group indices.
+        version: of the policy; ``lineage`` is what it was published under, ``forks`` how that lineage came to be.
+        policy: files of that version; None if none was published.
+    """
+
+    topic: str
+    run_id: str | None
+    positions: dict[int, int]
+    read_to: dict[int, int]
+    closed: dict[str, list[tuple[int, int]]]
+    lineage: int
+    version: int
+    forks: list[tuple[int, int]]
+    policy: PublishedPolicy | None
+    counts: Counts
+    format: int = FORMAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers: fit for ``torch.save``, JSON and pickle."""
+        return msgspec.to_builtins(self)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], *, topic: str, run_id: str | None) -> StreamState:
+        """Check a state dict against the stream that is to go on from it.
+
+        Raises:
+            SettingsError: it is no such dict, or it belongs to another topic or run.
+        """
+        try:
+            restored = msgspec.convert(dict(state), cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise SettingsError(f"this is not a state_dict() of a trajectory stream: {error}") from error
+        if restored.format != FORMAT:
+            raise SettingsError(f"state_dict() has format {restored.format}, this version reads {FORMAT}")
+        if (restored.topic, restored.run_id) != (topic, run_id):
+            raise SettingsError(
+                f"the checkpoint is of topic {restored.topic!r} and run {restored.run_id!r}, the stream reads "
+                f"{topic!r} and {run_id!r}; use the same prefix and run_id, or start without a checkpoint"
+            )
+        return restored
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStats:
+    """What a stream has done since its first start, and where it is. Drops count groups, the others records.
+
+    Attributes:
+        consumed: trajectories taken in, each id once, evaluations included.
+        duplicates_dropped: further records of a trajectory already there, or of a closed group.
+        unequal_duplicates: those among them that differ from the first record while that is still held.
+        late: trajectories that came after their group had closed without them.
+        undecodable: records that became dead letters.
+        evaluations: trajectories of evaluation tasks.
+        groups_consumed: groups delivered in batches.
+        stale_dropped: groups with a trajectory older than ``max_staleness``.
+        failed_dropped: groups with too few trainable members.
+        zero_variance_dropped: groups whose members all had the same reward.
+        lost: groups of which nothing arrived before their deadline.
+        max_staleness: greatest age of a delivered trajectory, in policy versions.
+        mean_staleness: mean over delivered trajectories; 0.0 while there is none.
+        groups_open: groups that wait for members now.
+        groups_ready: complete groups that wait for a batch now.
+    """
+
+    consumed: int
+    duplicates_dropped: int
+    unequal_duplicates: int
+    late: int
+    undecodable: int
+    evaluations: int
+    batches: int
+    groups_consumed: int
+    trajectories_trained: int
+    stale_dropped: int
+    failed_dropped: int
+    zero_variance_dropped: int
+    lost: int
+    max_staleness: int
+    mean_staleness: float
+    groups_open: int
+    groups_ready: int
+    version: int
+    lineage: int
+    emit_limit: int

@@ -1,0 +1,63 @@
+"""Why there is no batch yet, in words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rollstream.schemas.control import ProducerProgress, WorkerStatus
+from rollstream.trainers.groups import ArrivingGroup
+from rollstream.trainers.stream_state import StreamStats
+
+SHOWN_GROUPS = 5
+PRESUMED_DEAD_INTERVALS = 3
+
+
+def explain_wait(
+    waited_s: float,
+    *,
+    groups_per_batch: int,
+    stats: StreamStats,
+    open_groups: Sequence[ArrivingGroup],
+    lag_records: int,
+    producers: Iterable[ProducerProgress],
+    workers: Iterable[WorkerStatus],
+    now_s: float,
+) -> str:
+    """What is there, what is missing, and who should have brought it; ``now_s`` in unix seconds."""
+    parts = [
+        f"no batch after {waited_s:.0f} s: {stats.groups_ready} of {groups_per_batch} groups are complete",
+        f"{stats.groups_open} are open{_open_groups(open_groups)}",
+        f"{lag_records} records in the topic are unread",
+        _producers(list(producers), stats),
+        _workers(list(workers), now_s),
+    ]
+    return "; ".join(parts)
+
+
+def _open_groups(groups: Sequence[ArrivingGroup]) -> str:
+    if not groups:
+        return ""
+    shown = [
+        f"group {group.key.group_index} of run {group.key.run_id!r} lacks members {sorted(group.missing_members())}"
+        for group in groups[:SHOWN_GROUPS]
+    ]
+    more = [f"and {len(groups) - SHOWN_GROUPS} more"] if len(groups) > SHOWN_GROUPS else []
+    return f" ({', '.join([*shown, *more])})"
+
+
+def _producers(producers: list[ProducerProgress], stats: StreamStats) -> str:
+    if not producers:
+        return "no producer has reported (is `rollstream produce` running?)"
+    runs = [
+        f"run {p.run_id!r} has emitted {p.groups_emitted} groups{' and is finished' if p.is_finished else ''}"
+        for p in producers
+    ]
+    return f"{', '.join(runs)}, {stats.emit_limit} may be emitted"
+
+
+def _workers(workers: list[WorkerStatus], now_s: float) -> str:
+    rollout_workers = [worker for worker in workers if worker.role == "rollout-worker" and worker.state != "stopped"]
+    alive = [w for w in rollout_workers if now_s - w.updated_at <= PRESUMED_DEAD_INTERVALS * w.interval_s]
+    if not alive:
+        return f"no rollout worker is alive ({len(rollout_workers)} fell silent)"
+    return f"{len(alive)} rollout workers are alive with {sum(worker.running for worker in alive)} running episodes"
