@@ -42,17 +42,13 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest_asyncio.fixture
 async def kafka(broker: str) -> AsyncIterator[KafkaSettings]:
     """Settings under a prefix of the test's own, its topics created with few partitions and deleted afterwards."""
-    from aiokafka.admin import AIOKafkaAdminClient
+    from rollstream.transport.clients import admin_client
     from rollstream.transport.settings import KafkaSettings
     from rollstream.transport.topic_admin import apply_topics
 
     settings = KafkaSettings(bootstrap=broker, prefix=f"test-{uuid.uuid4().hex[:12]}.", partitions=PARTITIONS)
     await apply_topics(settings)
     yield settings
-    admin = AIOKafkaAdminClient(bootstrap_servers=broker)
-    await admin.start()
-    try:
+    async with admin_client(settings) as admin:
         ours = [name for name in await admin.list_topics() if name.startswith(settings.prefix)]
         await admin.delete_topics(ours)
-    finally:
-        await admin.close()
