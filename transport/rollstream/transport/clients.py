@@ -138,15 +138,20 @@ async def start_consumer(
     return await _start(kafka, build, AIOKafkaConsumer.stop, extra_s=extra_s)
 
 
-@asynccontextmanager
-async def admin_client(kafka: KafkaSettings) -> AsyncGenerator[AIOKafkaAdminClient]:
-    """A started admin client, closed at the end.
+async def start_admin(kafka: KafkaSettings) -> AIOKafkaAdminClient:
+    """A started admin client; the caller closes it.
 
     Raises:
         TransientError: no broker answered within ``start_timeout_s``.
         SettingsError: the login was refused.
     """
-    client = await _start(kafka, lambda: AIOKafkaAdminClient(**_connection(kafka)), AIOKafkaAdminClient.close)
+    return await _start(kafka, lambda: AIOKafkaAdminClient(**_connection(kafka)), AIOKafkaAdminClient.close)
+
+
+@asynccontextmanager
+async def admin_client(kafka: KafkaSettings) -> AsyncGenerator[AIOKafkaAdminClient]:
+    """``start_admin``, closed at the end."""
+    client = await start_admin(kafka)
     try:
         yield client
     finally:

@@ -102,3 +102,7 @@ class KafkaSettings(BaseModel):
             hint = "; add the toolset to kafka.toolsets" if short.startswith("tool-calls.") else ""
             raise SettingsError(f"topic {short!r} is not declared, the topics are {sorted(self.topics)}{hint}")
         return topic_name(self.prefix, short)
+
+    def group(self, short: str) -> str:
+        """The full name of a consumer group: ``rollout-workers`` becomes ``rollstream.rollout-workers``."""
+        return f"{self.prefix}{short}"

@@ -1,0 +1,219 @@
+"""What everybody follows: the newest facts on `control`.
+
+Duty: `ControlFollower` knows everything the topic held when it was entered, and hears of every fact after that.
+
+Invariants: the newest policy and the newest progress of the trainer are those of the greatest (lineage, version), so a
+trainer that was replaced and still writes is not heard. Records that cannot be decoded are logged and passed over.
+
+Broker gone: what is known stays known, reading goes on when the broker is back. Crash: the topic is read anew.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+# (aiokafka is only partly annotated)
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from rollstream.schemas.control import (
+    ControlMessage,
+    Pause,
+    PolicyVersion,
+    ProducerProgress,
+    TrainerProgress,
+    TrainerStart,
+    WorkerStatus,
+)
+from rollstream.schemas.errors import InvalidMessageError, TransientError
+from rollstream.transport.clients import start_consumer, stop_quietly
+from rollstream.transport.records import Record, decode_record, record_place
+from rollstream.transport.settings import KafkaSettings
+
+logger = logging.getLogger(__name__)
+
+CONTROL_TYPES = (PolicyVersion, TrainerStart, TrainerProgress, ProducerProgress, Pause, WorkerStatus)
+POLL_S = 1.0
+READ_DEADLINE_S = 60.0
+RETRY_S = 1.0
+
+M = TypeVar("M", PolicyVersion, TrainerStart, TrainerProgress, ProducerProgress, Pause, WorkerStatus)
+
+
+def control_key(message: ControlMessage) -> str:
+    """The key of a control record: compaction keeps the newest record of each."""
+    match message:
+        case PolicyVersion():
+            return "policy"
+        case TrainerStart():
+            return f"trainer-start/{message.trainer_id}"
+        case TrainerProgress():
+            return "trainer-progress"
+        case ProducerProgress():
+            return f"producer/{message.run_id}"
+        case Pause():
+            return "pause"
+        case WorkerStatus():
+            return f"worker/{message.worker_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    offset: int
+    message: ControlMessage
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        match self.message:
+            case PolicyVersion() | TrainerProgress() as message:
+                return message.lineage, message.version, self.offset
+            case _:
+                return 0, 0, self.offset
+
+
+class ControlFacts:
+    """The fold of the topic. Pure; records are given in the order of their offsets."""
+
+    def __init__(self) -> None:
+        self._facts: dict[str, _Fact] = {}
+
+    def learn(self, key: str, offset: int, message: ControlMessage) -> None:
+        """Take a fact in; one that is older by (lineage, version) than what is known changes nothing."""
+        fact, known = _Fact(offset, message), self._facts.get(key)
+        if known is None or type(known.message) is not type(message) or fact.rank >= known.rank:
+            self._facts[key] = fact
+
+    def forget(self, key: str) -> None:
+        """A tombstone: there is no such fact any more."""
+        self._facts.pop(key, None)
+
+    def latest(self, message_type: type[M]) -> tuple[M, int] | None:
+        """The newest message of a type under any key, with its offset."""
+        facts = [fact for fact in self._facts.values() if isinstance(fact.message, message_type)]
+        if not facts:
+            return None
+        newest = max(facts, key=lambda fact: fact.rank)
+        return cast("M", newest.message), newest.offset
+
+    def all(self, message_type: type[M]) -> dict[str, M]:
+        """The newest message of a type by key."""
+        return {key: fact.message for key, fact in self._facts.items() if isinstance(fact.message, message_type)}
+
+
+class ControlFollower:
+    """An async context manager; the following happens in the background until it is left.
+
+    Raises:
+        TransientError: on entering: the topic could not be read to its end in time.
+        SettingsError: on entering: there is no such topic.
+    """
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._kafka = kafka
+        self._partition = TopicPartition(kafka.topic("control"), 0)
+        self._facts = ControlFacts()
+        self._changes = 0
+        self._changes_at_start = 0
+        self._changed = asyncio.Event()
+        self._seen: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> ControlFollower:
+        async with AsyncExitStack() as stack:
+            consumer = await start_consumer(self._kafka, self._partition.topic)
+            stack.push_async_callback(_stop, consumer)
+            await self._read_to_end(consumer)
+            self._changes_at_start = self._changes
+            tasks = await asyncio.TaskGroup().__aenter__()
+            # Left without the owner's exception: a TaskGroup would wrap it into a group.
+            stack.push_async_callback(tasks.__aexit__, None, None, None)
+            stack.callback(tasks.create_task(self._follow(consumer)).cancel)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(exc_type, exc, tb)
+
+    def latest(self, message_type: type[M]) -> tuple[M, int] | None:
+        """The newest message of a type and its offset (of a `TrainerStart`: its lineage); None if there is none.
+
+        Newest: by (lineage, version) where a message has them, else the last one written.
+        """
+        return self._facts.latest(message_type)
+
+    def all(self, message_type: type[M]) -> dict[str, M]:
+        """The newest message of a type by key."""
+        return self._facts.all(message_type)
+
+    async def wait_for_change(self, timeout_s: float) -> bool:
+        """Wait until something has changed since this asyncio task last waited here; False after ``timeout_s``.
+
+        What changes between two calls is not missed: the second one returns at once.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        seen = self._seen.get(task, self._changes_at_start)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._changes == seen:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        self._seen[task] = self._changes
+        return True
+
+    async def _read_to_end(self, consumer: AIOKafkaConsumer) -> None:
+        try:
+            async with asyncio.timeout(READ_DEADLINE_S):
+                end = (await consumer.end_offsets([self._partition]))[self._partition]
+                while await consumer.position(self._partition) < end:
+                    await self._read(consumer)
+        except (TimeoutError, KafkaError) as error:
+            raise TransientError(
+                f"topic {self._partition.topic!r} could not be read to its end within {READ_DEADLINE_S:.0f} s "
+                f"({error!r}); check that the broker is well"
+            ) from error
+
+    async def _follow(self, consumer: AIOKafkaConsumer) -> None:
+        while True:
+            try:
+                await self._read(consumer)
+            except KafkaError as error:
+                logger.warning("topic %s cannot be read now: %r", self._partition.topic, error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _read(self, consumer: AIOKafkaConsumer) -> None:
+        batches = await consumer.getmany(self._partition, timeout_ms=int(POLL_S * 1000))
+        records = cast("list[Record]", batches.get(self._partition, []))
+        for record in records:
+            self._take(record)
+        if records:
+            self._changes += 1
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def _take(self, record: Record) -> None:
+        key = (record.key or b"").decode(errors="replace")
+        if record.value is None:
+            self._facts.forget(key)
+            return
+        try:
+            message = decode_record(record, *CONTROL_TYPES)
+        except InvalidMessageError as error:
+            logger.warning("control record %s is passed over: %s", record_place(record), error)
+            return
+        self._facts.learn(key, record.offset, message)
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    await stop_quietly(consumer.stop())
