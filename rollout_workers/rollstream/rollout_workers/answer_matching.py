@@ -42,7 +42,7 @@ def final_number(text: str) -> Decimal | None:
 
 def same_number(left: Decimal, right: Decimal, tolerance: Decimal) -> bool:
     """Whether two numbers differ by at most ``tolerance``."""
-    return abs(_EXACT.subtract(left, right)) <= tolerance
+    return _EXACT.subtract(left, right).copy_abs() <= tolerance
 
 
 def same_text(left: str, right: str, *, ignore_case: bool = False) -> bool:
@@ -56,4 +56,5 @@ def _value(found: re.Match[str]) -> Decimal | None:
     if len(digits) > MAX_NUMBER_LENGTH:
         return None
     is_negative = (found["sign"] in ("-", "\N{MINUS SIGN}")) != (found["inner_sign"] in ("-", "\N{MINUS SIGN}"))
-    return -Decimal(digits) if is_negative else Decimal(digits)
+    number = Decimal(digits)
+    return number.copy_negate() if is_negative else number  # the operator - would round
