@@ -150,10 +150,19 @@ async def start_admin(kafka: KafkaSettings) -> AIOKafkaAdminClient:
 
 @asynccontextmanager
 async def admin_client(kafka: KafkaSettings) -> AsyncGenerator[AIOKafkaAdminClient]:
-    """``start_admin``, closed at the end."""
+    """``start_admin``, closed at the end; errors of Kafka inside become ours.
+
+    Raises:
+        TransientError: a request failed.
+        SettingsError: a request was not permitted.
+    """
     client = await start_admin(kafka)
     try:
         yield client
+    except DENIED as error:
+        raise denied(error, kafka) from error
+    except KafkaError as error:
+        raise TransientError(f"a request to Kafka at {kafka.bootstrap!r} failed: {error!r}; try again") from error
     finally:
         await client.close()
 
@@ -219,6 +228,8 @@ async def _start(
         try:
             async with asyncio.timeout(left_s):
                 await client.start()
+                # A consumer whose background task has not run yet cancels whoever stops it.
+                await asyncio.sleep(0)
             started = True
             return client
         except DENIED as error:

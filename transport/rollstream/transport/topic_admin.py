@@ -1,0 +1,325 @@
+"""Makes the broker agree with the declared topics, and says in words where it does not."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportAttributeAccessIssue=false
+# (aiokafka's admin client answers with untyped protocol structs)
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError
+
+from rollstream.schemas.errors import SettingsError, TransientError
+from rollstream.transport.clients import admin_client, start_consumer, stop_quietly
+from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.topics import TopicDeclaration
+
+logger = logging.getLogger(__name__)
+
+TOPIC_EXISTS = 36
+SET_ON_TOPIC = 1
+"""Source of a config value: set on the topic itself, rather than inherited."""
+READY_DEADLINE_S = 30.0
+READY_POLL_S = 0.05
+
+BOUND_TO_PARTITIONS = "records are found by key and partition number, so add partitions only between runs"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """A topic as the broker has it.
+
+    Attributes:
+        config: effective values by name, inherited ones included.
+        overrides: names of those set on the topic itself.
+    """
+
+    name: str
+    partitions: int
+    replication_factor: int
+    config: Mapping[str, str] = field(default_factory=dict[str, str])
+    overrides: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class TopicDifference:
+    """One way in which a topic is not as declared. ``repair``: how ``apply_topics`` would mend it, if it would."""
+
+    topic: str
+    aspect: str
+    """``topic``, ``partitions``, ``replication_factor`` or the name of a config."""
+    declared: str
+    actual: str
+    explanation: str
+    repair: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TopicChange:
+    """One thing that ``apply_topics`` did."""
+
+    topic: str
+    change: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLag:
+    """How far a consumer group is in a partition. ``committed`` is None where it has committed nothing."""
+
+    topic: str
+    partition: int
+    committed: int | None
+    beginning: int
+    end: int
+
+    @property
+    def lag(self) -> int:
+        """Records that are there and not committed."""
+        return self.end - max(self.beginning, self.committed or 0)
+
+
+def find_differences(declared: Iterable[TopicDeclaration], present: Mapping[str, TopicState]) -> list[TopicDifference]:
+    """Every difference, topic by topic. Pure."""
+    return [difference for topic in declared for difference in _differences(topic, present.get(topic.name))]
+
+
+async def list_topics(kafka: KafkaSettings) -> list[TopicState]:
+    """The topics under our prefix, declared or not, by name.
+
+    Raises:
+        TransientError: the broker does not answer.
+    """
+    async with admin_client(kafka) as admin:
+        names = [name for name in await admin.list_topics() if name.startswith(kafka.prefix)]
+        return await _describe(admin, sorted(names))
+
+
+async def check_topics(kafka: KafkaSettings) -> list[TopicDifference]:
+    """Compare the broker with the declaration. Changes nothing; empty: all is as declared.
+
+    Raises:
+        TransientError: the broker does not answer.
+    """
+    present = {state.name: state for state in await list_topics(kafka)}
+    return find_differences(kafka.topics.values(), present)
+
+
+async def apply_topics(kafka: KafkaSettings, *, grow: bool = False) -> list[TopicChange]:
+    """Create missing topics and set configs; returns when every partition has a leader. Safe to repeat, and at once.
+
+    Partitions are added only with ``grow``; what cannot be mended stays, see ``check_topics``.
+
+    Raises:
+        SettingsError: the broker refuses a change.
+        TransientError: the broker does not answer.
+    """
+    declared = {topic.name: topic for topic in kafka.topics.values()}
+    async with admin_client(kafka) as admin:
+        names = set(await admin.list_topics()) & set(declared)
+        present = {state.name: state for state in await _describe(admin, sorted(names))}
+        changes = await _create(admin, [topic for name, topic in declared.items() if name not in present])
+        for state in present.values():
+            changes += await _mend(admin, declared[state.name], state, grow=grow)
+        await _wait_for_leaders(admin, declared.values())
+    for change in changes:
+        logger.info("topic %s: %s", change.topic, change.change)
+    return changes
+
+
+async def consumer_lag(kafka: KafkaSettings, group: str) -> list[PartitionLag]:
+    """Lag of a consumer group (full name) in each partition it has committed, by topic and partition.
+
+    Raises:
+        TransientError: the broker does not answer.
+    """
+    async with admin_client(kafka) as admin:
+        committed = await admin.list_consumer_group_offsets(group)
+    if not committed:
+        return []
+    # A consumer without partitions: one that polls answers half a second late.
+    consumer = await start_consumer(kafka)
+    try:
+        partitions: list[TopicPartition] = sorted(committed)
+        beginnings = await consumer.beginning_offsets(partitions)
+        ends = await consumer.end_offsets(partitions)
+    except KafkaError as error:
+        raise TransientError(f"the ends of the topics of group {group!r} cannot be read: {error!r}") from error
+    finally:
+        await stop_quietly(consumer.stop())
+    return [
+        PartitionLag(
+            topic=partition.topic,
+            partition=partition.partition,
+            committed=committed[partition].offset if committed[partition].offset >= 0 else None,
+            beginning=beginnings[partition],
+            end=ends[partition],
+        )
+        for partition in partitions
+    ]
+
+
+def _differences(declared: TopicDeclaration, actual: TopicState | None) -> list[TopicDifference]:
+    if actual is None:
+        explanation = f"the topic does not exist; declared with {_count(declared.partitions)}"
+        return [TopicDifference(declared.name, "topic", "present", "missing", explanation, repair="apply creates it")]
+    found = [
+        _partition_difference(declared, actual),
+        _replication_difference(declared, actual),
+        *(_config_difference(declared, actual, name) for name in sorted(declared.config)),
+        *(_undeclared(actual, name) for name in sorted(actual.overrides - set(declared.config))),
+    ]
+    return [difference for difference in found if difference is not None]
+
+
+def _partition_difference(declared: TopicDeclaration, actual: TopicState) -> TopicDifference | None:
+    if actual.partitions == declared.partitions:
+        return None
+    if actual.partitions < declared.partitions:
+        explanation = f"it has {_count(actual.partitions)}, {declared.partitions} are declared; {BOUND_TO_PARTITIONS}"
+        repair = "apply --grow adds the missing ones"
+    else:
+        explanation = (
+            f"it has {_count(actual.partitions)}, only {declared.partitions} are declared; Kafka cannot take any "
+            "away: declare as many in kafka.partitions, or use another prefix"
+        )
+        repair = None
+    return TopicDifference(
+        declared.name, "partitions", str(declared.partitions), str(actual.partitions), explanation, repair
+    )
+
+
+def _replication_difference(declared: TopicDeclaration, actual: TopicState) -> TopicDifference | None:
+    if actual.replication_factor == declared.replication_factor:
+        return None
+    return TopicDifference(
+        declared.name,
+        "replication_factor",
+        str(declared.replication_factor),
+        str(actual.replication_factor),
+        f"each partition has {actual.replication_factor} copies, {declared.replication_factor} are declared; only "
+        "kafka-reassign-partitions can change that: run it, or set kafka.replication_factor to what is there",
+    )
+
+
+def _config_difference(declared: TopicDeclaration, actual: TopicState, name: str) -> TopicDifference | None:
+    wanted, value = declared.config[name], actual.config.get(name)
+    if value == wanted:
+        return None
+    origin = "set on the topic" if name in actual.overrides else "inherited from the broker"
+    return TopicDifference(
+        declared.name,
+        name,
+        wanted,
+        str(value),
+        f"{name} is {value} ({origin}), declared is {wanted}",
+        repair=f"apply sets {name} to {wanted}",
+    )
+
+
+def _undeclared(actual: TopicState, name: str) -> TopicDifference:
+    value = actual.config.get(name, "")
+    return TopicDifference(
+        actual.name,
+        name,
+        "not declared",
+        value,
+        f"{name} is set to {value} on the topic, but not declared",
+        repair=f"apply removes it: {name} falls back to the broker's default",
+    )
+
+
+def _count(partitions: int) -> str:
+    return f"{partitions} partition" if partitions == 1 else f"{partitions} partitions"
+
+
+async def _describe(admin: AIOKafkaAdminClient, names: Sequence[str]) -> list[TopicState]:
+    if not names:
+        return []
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    entries: dict[str, list[Any]] = {}
+    for response in await admin.describe_configs(resources):
+        for code, message, _type, name, configs, *_ in response.resources:
+            _check_answer("describe the configs of", name, code, message)
+            entries[name] = configs
+    return [
+        TopicState(
+            name=topic["topic"],
+            partitions=len(topic["partitions"]),
+            replication_factor=min((len(p["replicas"]) for p in topic["partitions"]), default=0),
+            config={entry[0]: entry[1] for entry in entries[topic["topic"]] if entry[1] is not None},
+            overrides=frozenset(entry[0] for entry in entries[topic["topic"]] if entry[3] == SET_ON_TOPIC),
+        )
+        for topic in await admin.describe_topics(list(names))
+        if not topic["error_code"]
+    ]
+
+
+async def _create(admin: AIOKafkaAdminClient, topics: Sequence[TopicDeclaration]) -> list[TopicChange]:
+    if not topics:
+        return []
+    response = await admin.create_topics(
+        [NewTopic(t.name, t.partitions, t.replication_factor, topic_configs=dict(t.config)) for t in topics]
+    )
+    created: list[TopicChange] = []
+    partitions = {topic.name: topic.partitions for topic in topics}
+    for name, code, message in response.topic_errors:
+        if code == TOPIC_EXISTS:  # another process was faster
+            continue
+        _check_answer("create", name, code, message)
+        created.append(TopicChange(name, f"created with {_count(partitions[name])}"))
+    return created
+
+
+async def _mend(
+    admin: AIOKafkaAdminClient, declared: TopicDeclaration, actual: TopicState, *, grow: bool
+) -> list[TopicChange]:
+    changes: list[TopicChange] = []
+    if grow and actual.partitions < declared.partitions:
+        await admin.create_partitions({declared.name: NewPartitions(declared.partitions)})
+        changes.append(TopicChange(declared.name, f"grown from {actual.partitions} to {_count(declared.partitions)}"))
+    differing = [
+        difference
+        for difference in _differences(declared, actual)
+        if difference.aspect not in ("topic", "partitions", "replication_factor")
+    ]
+    if differing:
+        # Not incremental: overrides that are not named are erased, so all of them are sent.
+        resource = ConfigResource(ConfigResourceType.TOPIC, declared.name, configs=dict(declared.config))
+        for response in await admin.alter_configs([resource]):
+            for code, message, _type, name in response.resources:
+                _check_answer("set the configs of", name, code, message)
+        changes += [TopicChange(d.topic, f"{d.aspect}: {d.actual} -> {d.declared}") for d in differing]
+    return changes
+
+
+def _check_answer(action: str, topic: str, code: int, message: str | None) -> None:
+    if code:
+        raise SettingsError(
+            f"the broker refuses to {action} topic {topic!r} (error {code}): {message or 'no reason given'}"
+        )
+
+
+async def _wait_for_leaders(admin: AIOKafkaAdminClient, topics: Iterable[TopicDeclaration]) -> None:
+    """A topic exists before its partitions can be written."""
+    names = [topic.name for topic in topics]
+    try:
+        async with asyncio.timeout(READY_DEADLINE_S):
+            while True:
+                if all(map(_has_leaders, await admin.describe_topics(names))):
+                    return
+                await asyncio.sleep(READY_POLL_S)
+    except TimeoutError:
+        raise TransientError(
+            f"not all topics had leaders within {READY_DEADLINE_S:.0f} s; see the log of the broker"
+        ) from None
+
+
+def _has_leaders(topic: dict[str, Any]) -> bool:
+    return not topic["error_code"] and all(p["leader"] >= 0 and not p["error_code"] for p in topic["partitions"])
