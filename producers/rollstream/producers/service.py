@@ -84,11 +84,13 @@ async def produce(
     try:
         async with ControlFollower(kafka) as control, Publisher(kafka, profile="durable") as publisher:
             emission = _Emission(plan, kafka, control, publisher, stop, on_progress or _ignore)
-            try:
-                await emission.run()
-            except* RollstreamError as errors:
-                raise _first(errors) from None
+            await emission.run()
             return emission.progress()
+    except ExceptionGroup as errors:
+        ours, others = errors.split(RollstreamError)
+        if ours is None or others is not None:
+            raise
+        raise _first(ours) from errors
     finally:
         plan.source.close()
 
@@ -297,9 +299,9 @@ def _take(prompts: Iterator[Prompt | Rejection]) -> list[Prompt | Rejection]:
     return list(islice(prompts, _CHUNK_PROMPTS))
 
 
-def _first(errors: BaseExceptionGroup[RollstreamError]) -> RollstreamError:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
+def _first(errors: ExceptionGroup[RollstreamError]) -> RollstreamError:
+    error: Exception = errors
+    while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     assert isinstance(error, RollstreamError)
     return error
