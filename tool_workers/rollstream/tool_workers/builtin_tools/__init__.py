@@ -1,0 +1,1 @@
+"""Tools that come with RollStream; importing them needs no sandbox."""

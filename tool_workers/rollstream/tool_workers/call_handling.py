@@ -1,0 +1,182 @@
+"""From one decoded call to its published result.
+
+Invariants: a record is finished only when its answer is acknowledged (results before offsets); a call that runs is
+joined, not run again; every requester of a call gets its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from rollstream.schemas.errors import IsolationError, TransientError
+from rollstream.schemas.tools import OBSERVABLE_STATUSES, ToolCall, ToolResult
+from rollstream.tool_workers.functions import InvalidArgumentsError, Tool, ToolOutput
+from rollstream.tool_workers.registry import ToolRegistry
+from rollstream.tool_workers.sandbox_pool import SandboxPool
+from rollstream.tool_workers.sessions import Join, Refuse, Replay, SessionLedger
+from rollstream.tool_workers.tool_runner import ToolRunner
+
+logger = logging.getLogger(__name__)
+
+LATE_ANSWER_S = 60.0
+"""How long after its deadline an answer is still offered to the broker."""
+MAX_NAME_CHARS = 100
+
+
+class Publishing(Protocol):
+    """Sends answers; a Publisher does."""
+
+    async def publish(self, message: ToolResult, *, key: str, topic: str, partition: int, deadline_s: float) -> object:
+        """Return when the broker has acknowledged it. Raises TransientError."""
+        ...
+
+
+CommitFirst = Callable[[], Awaitable[bool]]
+"""Makes sure the record is never delivered again; False: it cannot."""
+
+
+@dataclass
+class _Running:
+    """A running call: the (topic, partition) of everybody who wants its answer."""
+
+    requesters: set[tuple[str, int]]
+
+
+class CallHandler:
+    """Handles calls beside one another.
+
+    Args:
+        registry: the tools.
+        ledger: decides.
+        runner: runs.
+        sandboxes: None if no tool needs one.
+        publisher: sends the answers.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        registry: ToolRegistry,
+        ledger: SessionLedger,
+        runner: ToolRunner,
+        sandboxes: SandboxPool | None,
+        publisher: Publishing,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._registry = registry
+        self._ledger = ledger
+        self._runner = runner
+        self._sandboxes = sandboxes
+        self._publisher = publisher
+        self._clock = clock
+        self._running: dict[str, _Running] = {}
+        self.statuses: Counter[str] = Counter()
+
+    async def handle(self, call: ToolCall, commit_first: CommitFirst, *, arrived: float) -> None:
+        """Return when the answer is acknowledged, or when nobody waits for it any more.
+
+        Args:
+            call: the call.
+            commit_first: for tools that must not run twice.
+            arrived: `time.monotonic()` when the record was fetched.
+        """
+        tool = self._registry.get(call.tool)
+        if tool is None:
+            shown = ", ".join(self._registry.names)
+            text = f"Error: unknown tool {call.tool[:MAX_NAME_CHARS]!r}; the tools are: {shown}"
+            await self._answer(call, self._runner.result(call, ToolOutput(text, "unknown_tool")))
+            return
+        try:
+            arguments = tool.parse(call.arguments)
+        except InvalidArgumentsError as error:
+            text = f"Error: invalid arguments for {tool.name}: {error}"
+            await self._answer(call, self._runner.result(call, ToolOutput(text, "invalid_arguments")))
+            return
+        if not tool.is_stateful and call.session_id is not None:
+            call = msgspec.structs.replace(call, session_id=None)
+        await self._decide(tool, call, arguments, commit_first, arrived)
+
+    async def close_idle_sessions(self, idle_s: float) -> None:
+        """Close sessions without calls for so long."""
+        for session_id in self._ledger.idle_since(self._clock() - idle_s):
+            await self._close(session_id)
+
+    async def _decide(
+        self, tool: Tool, call: ToolCall, arguments: dict[str, Any], commit_first: CommitFirst, arrived: float
+    ) -> None:
+        admission = self._ledger.admit(call, now=self._clock(), is_idempotent=tool.is_idempotent)
+        if isinstance(admission, Replay):
+            await self._answer(call, admission.result)
+        elif isinstance(admission, Refuse):
+            await self._answer(call, self._runner.result(call, ToolOutput(admission.reason, admission.status)))
+        elif isinstance(admission, Join):
+            # Same key, same partition, higher offset: until the running call's record is finished this one cannot be
+            # committed past, so it needs no waiting of its own.
+            self._running[call.call_id].requesters.add((call.reply_topic, call.reply_partition))
+        else:
+            running = self._running[call.call_id] = _Running({(call.reply_topic, call.reply_partition)})
+            try:
+                if admission.commits_first and not await commit_first():
+                    return
+                result = await self._run(tool, call, arguments, arrived)
+            finally:
+                self._ledger.abandon(call)
+                if self._running.get(call.call_id) is running:
+                    del self._running[call.call_id]
+            for topic, partition in running.requesters:
+                await self._answer(msgspec.structs.replace(call, reply_topic=topic, reply_partition=partition), result)
+
+    async def _run(self, tool: Tool, call: ToolCall, arguments: dict[str, Any], arrived: float) -> ToolResult:
+        queue_s = time.monotonic() - arrived
+        if not tool.needs_sandbox:
+            result = await self._runner.run(tool, call, arguments, None, queue_s=queue_s)
+        else:
+            result = await self._run_in_sandbox(tool, call, arguments, queue_s)
+        if result.status in OBSERVABLE_STATUSES:
+            return self._ledger.complete(call, result, now=self._clock())
+        logger.warning("call %s of %s ended as %s: %s", call.call_id, tool.name, result.status, result.content)
+        if call.session_id is not None:
+            await self._close(call.session_id)
+        return result
+
+    async def _run_in_sandbox(
+        self, tool: Tool, call: ToolCall, arguments: dict[str, Any], queue_s: float
+    ) -> ToolResult:
+        pool = self._sandboxes
+        assert pool is not None, "a worker with such tools has a pool"
+        try:
+            async with asyncio.timeout(max(0.0, call.deadline - self._clock())):
+                sandbox = await (pool.for_one_call() if call.session_id is None else pool.of_session(call.session_id))
+        except TimeoutError:
+            return self._runner.result(call, ToolOutput("all sandboxes are taken", "worker_error"), queue_s=queue_s)
+        except IsolationError as error:
+            return self._runner.result(call, ToolOutput(str(error), "worker_error"), queue_s=queue_s)
+        try:
+            return await self._runner.run(tool, call, arguments, sandbox, queue_s=queue_s)
+        finally:
+            if call.session_id is None:
+                await pool.discard(sandbox)
+
+    async def _close(self, session_id: str) -> None:
+        self._ledger.close(session_id)
+        if self._sandboxes is not None:
+            await self._sandboxes.close(session_id)
+
+    async def _answer(self, call: ToolCall, result: ToolResult) -> None:
+        self.statuses[result.status] += 1
+        remaining_s = max(0.0, call.deadline - self._clock()) + LATE_ANSWER_S
+        try:
+            await self._publisher.publish(
+                result, key=call.call_id, topic=call.reply_topic, partition=call.reply_partition, deadline_s=remaining_s
+            )
+        except TransientError as error:
+            logger.warning("answer to call %s was not published, its caller has given up: %s", call.call_id, error)

@@ -1,0 +1,217 @@
+"""A tool is a typed function: its docstring and annotations are what the model sees, its types what it must keep to."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_type_hints, overload
+
+import msgspec
+
+from rollstream.schemas.errors import RollstreamError, SettingsError
+from rollstream.schemas.tasks import ToolSpec
+from rollstream.schemas.tools import ToolStatus
+from rollstream.tool_workers.docstrings import parse_docstring
+from rollstream.tool_workers.sandbox.sandbox import Sandbox
+
+ToolFunction = Callable[..., Any] | Callable[..., Awaitable[Any]]
+F = TypeVar("F", bound=ToolFunction)
+
+DEFAULT_TIMEOUT_S = 600.0
+MAX_ARGUMENTS_CHARS = 1_000_000
+_TOOL_ATTRIBUTE = "__rollstream_tool__"
+
+
+class ToolError(RollstreamError):
+    """Raised by a tool for what the caller did wrong; the model reads the message after ``Error: ``."""
+
+
+class InvalidArgumentsError(RollstreamError):
+    """The arguments are not what the tool's signature asks for; says what is wrong and where."""
+
+
+@dataclass(frozen=True)
+class ToolOutput:
+    """What a tool may return instead of a plain value, to choose the status."""
+
+    content: str
+    status: ToolStatus = "ok"
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """How long this call may take. Take a parameter of this type to be told; it is no argument of the model's."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function and how it is called.
+
+    Attributes:
+        timeout_s: longest time a call may take; a call may ask for less.
+        sandbox_parameter: name of the parameter that is given the session's sandbox; None: the tool needs none.
+        is_stateful: calls of one episode share a sandbox.
+    """
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    function: ToolFunction
+    arguments_type: type[msgspec.Struct]
+    timeout_s: float
+    is_idempotent: bool
+    is_stateful: bool
+    sandbox_parameter: str | None
+    time_limit_parameter: str | None
+
+    @property
+    def needs_sandbox(self) -> bool:
+        """Whether it runs code that must be isolated."""
+        return self.sandbox_parameter is not None
+
+    def spec(self, toolset: str = "default") -> ToolSpec:
+        """The tool as tasks carry it."""
+        return ToolSpec(
+            name=self.name,
+            description=self.description,
+            parameters=self.parameters,
+            toolset=toolset,
+            is_stateful=self.is_stateful,
+            is_idempotent=self.is_idempotent,
+        )
+
+    def parse(self, arguments: str) -> dict[str, Any]:
+        """The keyword arguments of the function; types must match exactly, nothing is converted.
+
+        Raises:
+            InvalidArgumentsError: what is wrong, for the model to read.
+        """
+        if len(arguments) > MAX_ARGUMENTS_CHARS:
+            raise InvalidArgumentsError(f"the arguments are {len(arguments)} characters, at most {MAX_ARGUMENTS_CHARS}")
+        try:
+            values = msgspec.json.decode(arguments.encode(), type=self.arguments_type)
+        except RecursionError as error:
+            raise InvalidArgumentsError("the arguments are nested too deeply") from error
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise InvalidArgumentsError(str(error)) from error
+        return {name: getattr(values, name) for name in self.arguments_type.__struct_fields__}
+
+
+@overload
+def tool(function: F, /) -> F: ...
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    is_idempotent: bool = True,
+    stateful: bool | None = None,
+) -> Callable[[F], F]: ...
+def tool(
+    function: F | None = None,
+    /,
+    *,
+    name: str | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    is_idempotent: bool = True,
+    stateful: bool | None = None,
+) -> F | Callable[[F], F]:
+    """Declare a function, sync or async, as a tool; it can still be called as before.
+
+    The docstring is the description, its ``Args:`` section describes the arguments. A parameter annotated ``Sandbox``
+    is given the sandbox of the caller's session, one annotated ``TimeLimit`` the time the call has.
+
+    Args:
+        function: the function, when used without parentheses.
+        name: what the model calls it; by default the function's name.
+        timeout_s: longest time a call may take, in seconds.
+        is_idempotent: whether running a call twice is harmless. If not, a call whose first run may have happened is
+            answered ``outcome_unknown``.
+        stateful: whether calls of one episode share the sandbox; by default, whether there is one.
+
+    Raises:
+        SettingsError: an annotation or the docstring is missing, or the options contradict one another.
+    """
+
+    def declare(function: F) -> F:
+        declared = build_tool(function, name=name, timeout_s=timeout_s, is_idempotent=is_idempotent, stateful=stateful)
+        setattr(function, _TOOL_ATTRIBUTE, declared)
+        return function
+
+    return declare if function is None else declare(function)
+
+
+def declared_tool(value: object) -> Tool | None:
+    """The tool a function was declared as by ``@tool``."""
+    found = getattr(value, _TOOL_ATTRIBUTE, None)
+    return found if isinstance(found, Tool) else None
+
+
+def build_tool(
+    function: ToolFunction, *, name: str | None, timeout_s: float, is_idempotent: bool, stateful: bool | None
+) -> Tool:
+    """What ``@tool`` makes of a function."""
+    name = name or function.__name__
+    docstring = parse_docstring(function.__doc__)
+    if not docstring.description:
+        raise SettingsError(f"tool {name!r} has no docstring: the model would not know what it is for")
+    if timeout_s <= 0:
+        raise SettingsError(f"tool {name!r}: timeout_s is {timeout_s!r}, expected a positive number of seconds")
+    hints = get_type_hints(function, include_extras=True)
+    sandbox_parameter, time_limit_parameter = (_parameter_of(hints, kind) for kind in (Sandbox, TimeLimit))
+    injected = {sandbox_parameter, time_limit_parameter}
+    if stateful and sandbox_parameter is None:
+        raise SettingsError(
+            f"tool {name!r} is stateful but takes no parameter of type Sandbox: nothing holds its state"
+        )
+    arguments_type = _arguments_type(function, name, hints, injected, docstring.arguments)
+    return Tool(
+        name=name,
+        description=docstring.description,
+        parameters=_parameters_schema(arguments_type),
+        function=function,
+        arguments_type=arguments_type,
+        timeout_s=timeout_s,
+        is_idempotent=is_idempotent,
+        is_stateful=sandbox_parameter is not None if stateful is None else stateful,
+        sandbox_parameter=sandbox_parameter,
+        time_limit_parameter=time_limit_parameter,
+    )
+
+
+def _parameter_of(hints: dict[str, Any], kind: object) -> str | None:
+    return next((name for name, hint in hints.items() if hint is kind and name != "return"), None)
+
+
+def _arguments_type(
+    function: ToolFunction, name: str, hints: dict[str, Any], injected: set[str | None], descriptions: dict[str, str]
+) -> type[msgspec.Struct]:
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in injected:
+            continue
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise SettingsError(f"tool {name!r}: parameter {parameter.name!r} cannot be given by name")
+        if parameter.name not in hints:
+            raise SettingsError(f"tool {name!r}: parameter {parameter.name!r} has no annotation")
+        annotation = hints[parameter.name]
+        if description := descriptions.get(parameter.name):
+            annotation = Annotated[annotation, msgspec.Meta(description=description)]
+        if parameter.default is parameter.empty:
+            fields.append((parameter.name, annotation))
+        else:
+            fields.append((parameter.name, annotation, parameter.default))
+    if unknown := descriptions.keys() - hints.keys():
+        raise SettingsError(f"tool {name!r}: the docstring describes {sorted(unknown)}, which are no parameters")
+    return msgspec.defstruct(name, fields, kw_only=True, frozen=True, forbid_unknown_fields=True)
+
+
+def _parameters_schema(arguments_type: type[msgspec.Struct]) -> dict[str, Any]:
+    """JSON Schema of the arguments object: only what a model needs to know."""
+    (schema,), definitions = msgspec.json.schema_components([arguments_type], ref_template="#/$defs/{name}")
+    own: dict[str, Any] = definitions.pop(schema["$ref"].rpartition("/")[2])
+    parameters = {"type": "object", "properties": own["properties"], "required": own["required"]}
+    return parameters | {"$defs": definitions} if definitions else parameters

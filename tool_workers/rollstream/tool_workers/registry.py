@@ -1,0 +1,102 @@
+"""The tools of one worker, by name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from rollstream.schemas.errors import SettingsError
+from rollstream.schemas.tasks import ToolSpec
+from rollstream.tool_workers.functions import Tool, declared_tool
+
+BUILTIN_TOOLS = ("calculator", "bash", "python")
+"""Each is a module of ``rollstream.tool_workers.builtin_tools``."""
+
+
+class ToolRegistry:
+    """Tools with distinct names, in the order they were named."""
+
+    def __init__(self, tools: Iterable[Tool]) -> None:
+        self._tools: dict[str, Tool] = {}
+        for each in tools:
+            if self._tools.setdefault(each.name, each) is not each:
+                raise SettingsError(f"two tools are named {each.name!r}: give one another name with @tool(name=…)")
+
+    def __iter__(self) -> Iterator[Tool]:
+        return iter(self._tools.values())
+
+    def get(self, name: str) -> Tool | None:
+        """The tool with this name."""
+        return self._tools.get(name)
+
+    @property
+    def names(self) -> list[str]:
+        """Names, in order."""
+        return list(self._tools)
+
+    def specs(self, names: Sequence[str] | None = None, *, toolset: str = "default") -> list[ToolSpec]:
+        """What tasks carry so that a model can call the tools; by default all of them.
+
+        Raises:
+            SettingsError: there is no such tool.
+        """
+        chosen = self.names if names is None else names
+        if unknown := [name for name in chosen if name not in self._tools]:
+            raise SettingsError(f"unknown tools {unknown}: there are {self.names}")
+        return [self._tools[name].spec(toolset) for name in chosen]
+
+
+def load_tools(sources: Sequence[str]) -> ToolRegistry:
+    """Tools by name (built-in ones), by module, or by ``file.py``; of the latter two, everything under ``@tool``.
+
+    Raises:
+        SettingsError: a module or file cannot be loaded or declares no tool, or two tools have one name.
+    """
+    return ToolRegistry([found for source in sources for found in _tools_of(source)])
+
+
+def _tools_of(source: str) -> list[Tool]:
+    if source in BUILTIN_TOOLS:
+        module = importlib.import_module(f"rollstream.tool_workers.builtin_tools.{source}")
+    else:
+        module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
+    found = {declared.name: declared for value in vars(module).values() if (declared := declared_tool(value))}
+    own = [each for each in found.values() if each.function.__module__ == module.__name__] or list(found.values())
+    if not own:
+        raise SettingsError(f"tools: {source!r} declares no tool; put @tool above its functions")
+    return own
+
+
+def _load_module(name: str) -> ModuleType:
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SettingsError(
+            f"tools: {name!r} is neither a built-in tool ({', '.join(BUILTIN_TOOLS)}) nor a module that can be "
+            f"imported ({error}); a file is named with its ending .py"
+        ) from error
+    finally:
+        sys.path.remove("")
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise SettingsError(f"tools: file {str(path)!r} does not exist")
+    name = f"rollstream_tools_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(f"tools: file {str(path)!r} cannot be loaded: {type(error).__name__}: {error}") from error
+    return module

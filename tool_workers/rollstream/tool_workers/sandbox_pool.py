@@ -1,0 +1,121 @@
+"""The open sandboxes of this worker: one per session, one per call for tools that keep no state; bounded in number."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from rollstream.tool_workers.sandbox.sandbox import Sandbox
+
+logger = logging.getLogger(__name__)
+
+RECLAIM_INTERVAL_S = 1.0
+
+
+class ClosableSandbox(Sandbox, Protocol):
+    """A sandbox its owner ends."""
+
+    async def close(self) -> None:
+        """Kill everything in it and free it."""
+        ...
+
+
+class SandboxOpener(Protocol):
+    """Starts sandboxes."""
+
+    async def open(self) -> ClosableSandbox:
+        """A fresh one. Raises IsolationError."""
+        ...
+
+
+class _Entry:
+    """A session's sandbox; siblings that come first together wait for one another."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.sandbox: ClosableSandbox | None = None
+        self.is_closed = False
+
+
+class SandboxPool:
+    """At most ``max_open`` sandboxes at once.
+
+    Args:
+        opener: starts sandboxes.
+        max_open: when they are all taken, new ones wait.
+        reclaim: asked for a session that may be closed to make room; None: there is none.
+    """
+
+    def __init__(self, opener: SandboxOpener, *, max_open: int, reclaim: Callable[[], str | None]) -> None:
+        self._opener = opener
+        self._places = asyncio.Semaphore(max_open)
+        self._reclaim = reclaim
+        self._entries: dict[str, _Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def of_session(self, session_id: str) -> ClosableSandbox:
+        """The session's sandbox; opened by its first call. Waits for a place without a limit of its own.
+
+        Raises:
+            IsolationError: it does not start.
+        """
+        entry = self._entries.setdefault(session_id, _Entry())
+        async with entry.lock:
+            if entry.sandbox is None:
+                sandbox = await self._open()
+                if entry.is_closed:
+                    await self.discard(sandbox)
+                else:
+                    entry.sandbox = sandbox
+                return sandbox
+            return entry.sandbox
+
+    async def for_one_call(self) -> ClosableSandbox:
+        """A sandbox of nobody's session; give it back with ``discard``. Raises like ``of_session``."""
+        return await self._open()
+
+    async def discard(self, sandbox: ClosableSandbox) -> None:
+        """Close a sandbox and give its place back."""
+        try:
+            await sandbox.close()
+        finally:
+            self._places.release()
+
+    async def close(self, session_id: str) -> None:
+        """Close a session's sandbox, whatever it is doing. Safe to repeat."""
+        entry = self._entries.pop(session_id, None)
+        if entry is None:
+            return
+        entry.is_closed = True
+        if entry.sandbox is not None:
+            await self.discard(entry.sandbox)
+
+    async def close_all(self) -> None:
+        """Close every session's sandbox."""
+        async with asyncio.TaskGroup() as group:
+            for session_id in list(self._entries):
+                group.create_task(self.close(session_id))
+
+    async def _open(self) -> ClosableSandbox:
+        while True:
+            try:
+                async with asyncio.timeout(RECLAIM_INTERVAL_S if self._places.locked() else None):
+                    await self._places.acquire()
+                break
+            except TimeoutError:
+                await self._make_room()
+        try:
+            return await self._opener.open()
+        except BaseException:
+            self._places.release()
+            raise
+
+    async def _make_room(self) -> None:
+        session_id = self._reclaim()
+        if session_id is not None:
+            logger.info("all sandboxes are taken, closing idle session %s", session_id)
+            await self.close(session_id)

@@ -1,0 +1,224 @@
+"""The tool worker: tool calls in, results out.
+
+Duty: run the calls of one toolset, model-written code only in sandboxes, and answer each to where its caller listens.
+
+Invariants: results before offsets; a known call is answered from memory; a session is only continued from the state its
+episode knows; a record that cannot be a call goes to the dead letters; infrastructure failures are never text.
+
+Crash: sandboxes die with the process; unfinished calls are delivered to the next owner, which opens a sandbox for a
+first call and answers ``session_lost`` for others. Rebalance: nothing to do, sessions stay until they are idle. Drain:
+intake stops, running calls may finish within ``drain_s``, then the worker leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from contextlib import AsyncExitStack
+from typing import Literal
+
+from aiokafka import TopicPartition
+
+from rollstream.schemas.control import WorkerStatus
+from rollstream.schemas.errors import InvalidMessageError
+from rollstream.schemas.tools import ToolCall
+from rollstream.tool_workers.call_handling import CallHandler
+from rollstream.tool_workers.call_intake import CallIntake
+from rollstream.tool_workers.registry import ToolRegistry, load_tools
+from rollstream.tool_workers.sandbox.sandbox import SandboxFactory
+from rollstream.tool_workers.sandbox.self_test import check_isolation
+from rollstream.tool_workers.sandbox.spawning import build_spawner
+from rollstream.tool_workers.sandbox_pool import SandboxPool
+from rollstream.tool_workers.sessions import SessionLedger
+from rollstream.tool_workers.settings import ToolWorkerSettings
+from rollstream.tool_workers.tool_runner import ToolRunner
+from rollstream.transport.dead_letters import DeadLetterOffice
+from rollstream.transport.heartbeat import beat, say
+from rollstream.transport.publisher import Publisher
+from rollstream.transport.records import Record, decode_record
+from rollstream.transport.settings import KafkaSettings
+
+logger = logging.getLogger(__name__)
+
+POLL_TIMEOUT_S = 0.5
+PROGRAMS_PER_CORE = 4
+LONGEST_IDLE_CHECK_S = 30.0
+
+
+async def run_tool_worker(settings: ToolWorkerSettings, kafka: KafkaSettings, stop: asyncio.Event) -> None:
+    """Serve calls until ``stop`` is set and what runs has finished or ``drain_s`` is over.
+
+    Raises:
+        SettingsError: tools or topics are not as they must be.
+        IsolationError: a tool needs a sandbox and this machine cannot isolate; says what to do.
+        TransientError: no broker.
+    """
+    registry = load_tools(settings.tools)
+    topic = kafka.topic(f"tool-calls.{settings.toolset}")
+    async with AsyncExitStack() as stack:
+        ledger = SessionLedger(new_incarnation=lambda: uuid.uuid4().hex, remembered_results=settings.remembered_results)
+        sandboxes = await open_sandboxes(settings, registry, ledger, stack)
+        publisher = await stack.enter_async_context(Publisher(kafka, profile="rpc"))
+        dead_letters = DeadLetterOffice(kafka, role="tool-worker", worker_id=settings.worker_id)
+        await stack.enter_async_context(dead_letters)
+        runner = ToolRunner(worker_id=settings.worker_id, max_output_chars=settings.max_output_chars)
+        handler = CallHandler(registry, ledger, runner, sandboxes, publisher)
+        intake = CallIntake(
+            kafka,
+            [topic],
+            group_id=f"{kafka.prefix}tool-workers.{settings.toolset}",
+            instance_id=settings.instance_id,
+        )
+        await stack.enter_async_context(intake)
+        await ToolWorker(settings, kafka, intake, handler, publisher, dead_letters, sandboxes).run(stop)
+
+
+async def open_sandboxes(
+    settings: ToolWorkerSettings, registry: ToolRegistry, ledger: SessionLedger, stack: AsyncExitStack
+) -> SandboxPool | None:
+    """The pool, after the self-test; None if no tool needs a sandbox. It is closed with the stack.
+
+    Raises:
+        IsolationError: see ``check_isolation``.
+    """
+    sandboxed = [tool.name for tool in registry if tool.needs_sandbox]
+    if not sandboxed:
+        return None
+    spawner = build_spawner(settings.isolation, settings.sandbox)
+    programs = settings.max_running_programs or PROGRAMS_PER_CORE * (os.cpu_count() or 1)
+    factory = await stack.enter_async_context(SandboxFactory(spawner, settings.sandbox, max_running_programs=programs))
+    if spawner.is_isolated:
+        report = await check_isolation(factory)
+        logger.info("isolation self-test passed: %s", ", ".join(report))
+    else:
+        logger.warning("isolation is off (%s): %s run as ordinary programs", settings.isolation, ", ".join(sandboxed))
+
+    def reclaim() -> str | None:
+        idle = ledger.idle_since(time.time() - settings.reclaimable_after_s)
+        if idle:
+            ledger.close(idle[0])
+        return idle[0] if idle else None
+
+    pool = SandboxPool(factory, max_open=settings.max_sessions, reclaim=reclaim)
+    stack.push_async_callback(pool.close_all)
+    return pool
+
+
+class ToolWorker:
+    """One running worker."""
+
+    def __init__(
+        self,
+        settings: ToolWorkerSettings,
+        kafka: KafkaSettings,
+        intake: CallIntake,
+        handler: CallHandler,
+        publisher: Publisher,
+        dead_letters: DeadLetterOffice,
+        sandboxes: SandboxPool | None,
+    ) -> None:
+        self._settings = settings
+        self._results_topic = kafka.topic("tool-results")
+        self._intake = intake
+        self._handler = handler
+        self._publisher = publisher
+        self._dead_letters = dead_letters
+        self._sandboxes = sandboxes
+        self._running: set[asyncio.Task[None]] = set()
+        self._free = asyncio.Event()
+        self._free.set()
+        self._finished = 0
+        self._state: Literal["running", "draining", "stopped"] = "running"
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Receive, handle, drain."""
+        async with asyncio.TaskGroup() as group:
+            background = [
+                group.create_task(self._intake.run()),
+                group.create_task(beat(self._publisher, self._status)),
+                group.create_task(self._close_idle_sessions()),
+            ]
+            while not stop.is_set():
+                await self._receive(group)
+            self._state = "draining"
+            await self._drain()
+            for task in background:
+                task.cancel()
+        self._state = "stopped"
+        await say(self._publisher, self._status())
+
+    async def _receive(self, group: asyncio.TaskGroup) -> None:
+        try:
+            async with asyncio.timeout(POLL_TIMEOUT_S):
+                await self._free.wait()
+        except TimeoutError:
+            return
+        free = self._settings.max_running_calls - len(self._running)
+        for record in await self._intake.poll(max_records=free, timeout_s=POLL_TIMEOUT_S):
+            task = group.create_task(self._handle(record, time.monotonic()))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+        if len(self._running) >= self._settings.max_running_calls:
+            self._free.clear()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._free.set()
+
+    async def _handle(self, record: Record, arrived: float) -> None:
+        """The record boundary: whatever is wrong with one record stays with it."""
+        partition = TopicPartition(record.topic, record.partition)
+
+        async def commit_first() -> bool:
+            return await self._intake.commit_through(
+                partition, record.offset, deadline_s=max(0.0, call.deadline - time.time())
+            )
+
+        try:
+            call = decode_record(record, ToolCall)
+            self._check_requester(call)
+            await self._handler.handle(call, commit_first, arrived=arrived)
+        except Exception as error:
+            logger.warning(
+                "record %s/%d/%d goes to the dead letters: %s", record.topic, record.partition, record.offset, error
+            )
+            await self._dead_letters.bury(record, error)
+        self._finished += 1
+        self._intake.finished(partition, record.offset)
+
+    def _check_requester(self, call: ToolCall) -> None:
+        if call.reply_topic != self._results_topic:
+            raise InvalidMessageError(
+                f"reply_topic {call.reply_topic!r} is not {self._results_topic!r}: answers go nowhere else",
+                field="reply_topic",
+            )
+        if call.reply_partition < 0:
+            raise InvalidMessageError(f"reply_partition is {call.reply_partition}", field="reply_partition")
+
+    async def _drain(self) -> None:
+        if self._running:
+            logger.info("waiting up to %g s for %d running calls", self._settings.drain_s, len(self._running))
+            _, late = await asyncio.wait(self._running, timeout=self._settings.drain_s)
+            for task in late:
+                task.cancel()
+
+    async def _close_idle_sessions(self) -> None:
+        interval_s = min(LONGEST_IDLE_CHECK_S, self._settings.idle_session_s / 4)
+        while True:
+            await asyncio.sleep(interval_s)
+            await self._handler.close_idle_sessions(self._settings.idle_session_s)
+
+    def _status(self) -> WorkerStatus:
+        statuses = {f"calls_{status}": float(count) for status, count in self._handler.statuses.items()}
+        return WorkerStatus(
+            worker_id=self._settings.worker_id,
+            role="tool-worker",
+            state=self._state,
+            running=len(self._running),
+            finished=self._finished,
+            updated_at=time.time(),
+            stats={"sessions": float(len(self._sandboxes or ())), **statuses},
+        )

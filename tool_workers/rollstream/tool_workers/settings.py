@@ -1,0 +1,84 @@
+"""Settings of a tool worker."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MIB = 1024 * 1024
+
+
+def default_worker_id() -> str:
+    """Host and process: unique among living workers."""
+    return f"tools-{socket.gethostname()}-{os.getpid()}"
+
+
+class SandboxSettings(BaseModel):
+    """Limits of one sandbox. Sizes in bytes; all memory-backed folders are private to the sandbox."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    memory_bytes: int = Field(default=512 * MIB, ge=64 * MIB)
+    """Memory of all programs of a call and of files in memory together; looked at every 100 ms."""
+    address_space_bytes: int = Field(default=4096 * MIB, ge=256 * MIB)
+    """Address space of one program."""
+    processes: int = Field(default=64, ge=2)
+    """Processes and threads."""
+    open_files: int = Field(default=256, ge=16)
+    """Descriptors of one program."""
+    file_bytes: int = Field(default=64 * MIB, ge=4096)
+    """Largest file."""
+    workspace_bytes: int = Field(default=64 * MIB, ge=MIB)
+    """Size of `/workspace`, which lasts as long as the session."""
+    scratch_bytes: int = Field(default=32 * MIB, ge=MIB)
+    """Size of `/tmp` and of `/dev/shm`, each."""
+    output_bytes: int = Field(default=64 * 1024, ge=256, le=128 * 1024)
+    """Output kept of one call: its beginning and its end."""
+    flood_bytes: int = Field(default=8 * MIB, ge=4096)
+    """Output after which a call is killed."""
+    start_timeout_s: float = Field(default=20.0, gt=0)
+    """Time a sandbox may take to start."""
+    first_uid: int = Field(default=64100, ge=1000)
+    """Started as root, sandboxes run under this user id and the following ones."""
+    uids: int = Field(default=800, ge=1)
+    """How many user ids are used in turn."""
+
+
+class ToolWorkerSettings(BaseModel):
+    """What one tool worker process needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    toolset: str = "default"
+    """Serves the topic `tool-calls.<toolset>`."""
+    tools: tuple[str, ...] = ("calculator", "bash", "python")
+    """Built-in names, modules, or `file.py` with functions under `@tool`."""
+    worker_id: str = Field(default_factory=default_worker_id)
+    """Name in logs, status and results."""
+    instance_id: str | None = None
+    """Stable name of this worker across restarts: a restart within the session time-out moves no partitions."""
+    isolation: Literal["bubblewrap", "unsafe-local"] = "bubblewrap"
+    """`unsafe-local` runs model-written code as an ordinary child process, without any isolation."""
+    sandbox: SandboxSettings = Field(default_factory=SandboxSettings)
+    """Limits of one sandbox."""
+    max_running_calls: int = Field(default=64, ge=1)
+    """Calls running at once."""
+    max_running_programs: int = Field(default=0, ge=0)
+    """Sandboxed calls running at once; 0: four per core."""
+    max_sessions: int = Field(default=256, ge=1)
+    """Open sandboxes; each takes about 6 MiB of memory while idle."""
+    idle_session_s: float = Field(default=1800.0, gt=0)
+    """A session without calls for so long is closed."""
+    reclaimable_after_s: float = Field(default=60.0, gt=0)
+    """When all sessions are taken, the one idle longest is closed if it has been idle for so long."""
+    max_output_chars: int = Field(default=16_000, ge=100)
+    """What the model reads of one result: the beginning and the end."""
+    remembered_results: int = Field(default=4096, ge=1)
+    """Results of tools without state kept for callers that ask again."""
+    drain_s: float = Field(default=30.0, ge=0)
+    """How long running calls may finish after the first SIGTERM."""
+    metrics_port: int | None = None
+    """Serve Prometheus metrics here."""
