@@ -256,7 +256,7 @@ async def _describe(admin: AIOKafkaAdminClient, names: Sequence[str]) -> list[To
             config={entry[0]: entry[1] for entry in entries[topic["topic"]] if entry[1] is not None},
             overrides=frozenset(entry[0] for entry in entries[topic["topic"]] if entry[3] == SET_ON_TOPIC),
         )
-        for topic in await admin.describe_topics(list(names))
+        for topic in sorted(await admin.describe_topics(list(names)), key=lambda topic: topic["topic"])
         if not topic["error_code"]
     ]
 
