@@ -109,7 +109,7 @@ class BatchFormer:
         """Take in one record. Offsets of a partition ascend.
 
         Raises:
-            InvalidMessageError: the record contradicts itself or its group: ``skip`` it.
+            InvalidMessageError: the record contradicts its group: ``skip`` it.
         """
         if self._is_of_other_run(trajectory.run_id):
             self._advance(partition, offset)

@@ -92,10 +92,9 @@ class GroupAssembler:
         """Take in one record.
 
         Raises:
-            InvalidMessageError: the record contradicts itself or the first record of its group; nothing has changed.
+            InvalidMessageError: the record contradicts the first record of its group; nothing has changed.
         """
         key = GroupKey(trajectory.run_id, trajectory.group_index)
-        _check_membership(trajectory)
         if self.is_closed(key):
             is_late = trajectory.member_index in self._incomplete.get(key, frozenset())
             return "late" if is_late else "duplicate"
@@ -211,15 +210,6 @@ class GroupAssembler:
             self._incomplete[key] = missing
             if len(self._incomplete) > REMEMBERED_INCOMPLETE_GROUPS:
                 self._incomplete.popitem(last=False)
-
-
-def _check_membership(trajectory: Trajectory) -> None:
-    if not (0 <= trajectory.member_index < trajectory.group_size and trajectory.group_index >= 0):
-        raise InvalidMessageError(
-            f"trajectory {trajectory.trajectory_id!r}: member_index {trajectory.member_index} of group_size "
-            f"{trajectory.group_size} in group_index {trajectory.group_index} is no place in a group",
-            field="member_index",
-        )
 
 
 def _check_same_group(trajectory: Trajectory, group: ArrivingGroup) -> None:

@@ -229,9 +229,10 @@ class AsyncTrajectoryStream:
         if start is not None and start[1] != self._followed_start:
             self._followed_start = start[1]
             self._former.follow(self._former.ancestry.succeeded(start[1], start[0]), start[0].parent_version or 0)
-        if policy is not None and policy[0].lineage == self._former.lineage:
-            if policy[0].version != self._former.version:
-                self._former.follow(self._former.ancestry, policy[0].version)
+        if policy is None or policy[0].lineage != self._former.lineage:
+            return
+        if policy[0].version != self._former.version:
+            self._former.follow(self._former.ancestry, policy[0].version)
 
     def _check_not_succeeded(self) -> None:
         newest = self._control.latest(TrainerStart)

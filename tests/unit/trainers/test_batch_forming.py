@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from rollstream.schemas.control import ProducerProgress
+from rollstream.schemas.errors import SettingsError
+from rollstream.schemas.trajectories import Trajectory
+from rollstream.trainers.batch_forming import BatchFormer
+from rollstream.trainers.settings import TrainerSettings
+from rollstream.trainers.stream_state import PublishedPolicy
+
+Make = Callable[..., Trajectory]
+POLICY = PublishedPolicy(uri="somewhere", manifest_sha256="0" * 64)
+LINEAGE = 7
+
+
+class Feed:
+    """A former with a log of one partition that tests write to."""
+
+    def __init__(self, **settings: object) -> None:
+        options = {"groups_per_batch": 1, "min_members": 1, **settings}
+        self.former = BatchFormer(TrainerSettings.model_validate(options), "trajectories")
+        self.former.open_lineage(LINEAGE, is_restored=False)
+        self._offset = 0
+
+    def add(self, *trajectories: Trajectory) -> None:
+        for trajectory in trajectories:
+            self.former.add(trajectory, 0, self._offset, now_s=0.0)
+            self._offset += 1
+
+    def delivered(self) -> list[int]:
+        """Group indices of all batches there are now, in order."""
+        indices: list[int] = []
+        while (batch := self.former.next_batch()) is not None:
+            indices += [group.group_index for group in batch.groups]
+        return indices
+
+
+def finished(groups: int, *, run_id: str = "run", is_train: bool = True) -> ProducerProgress:
+    return ProducerProgress(run_id=run_id, groups_emitted=groups, group_size=1, is_finished=True, is_train=is_train)
+
+
+def test_a_batch_has_its_full_number_of_groups(make_trajectory: Make) -> None:
+    feed = Feed(groups_per_batch=2)
+    feed.add(make_trajectory(0, 0, group_size=1))
+    assert feed.former.next_batch() is None
+    feed.add(make_trajectory(1, 0, group_size=1))
+    batch = feed.former.next_batch()
+    assert batch is not None
+    assert (batch.number, len(batch)) == (0, 2)
+
+
+def test_the_last_batch_of_a_finished_run_may_be_smaller_and_ends_the_stream(make_trajectory: Make) -> None:
+    feed = Feed(groups_per_batch=2)
+    feed.add(*(make_trajectory(index, 0, group_size=1) for index in range(3)))
+    feed.former.note_progress(finished(3), now_s=0)
+    assert feed.delivered() == [0, 1, 2]
+    assert feed.former.has_ended
+
+
+def test_the_stream_has_not_ended_while_a_group_is_awaited(make_trajectory: Make) -> None:
+    feed = Feed(groups_per_batch=2)
+    feed.add(make_trajectory(0, 0, group_size=1))
+    feed.former.note_progress(finished(2), now_s=0)
+    assert feed.former.next_batch() is None
+    assert not feed.former.has_ended
+
+
+def test_a_lost_group_lets_the_stream_end_and_gives_its_place_back(make_trajectory: Make) -> None:
+    feed = Feed(group_deadline_s=10)
+    feed.former.note_progress(finished(1), now_s=0)
+    limit = feed.former.emit_limit
+    feed.former.expire(now_s=10)
+    assert feed.former.next_batch() is None
+    assert feed.former.has_ended
+    assert feed.former.stats().lost == 1
+    assert feed.former.emit_limit == limit + 1
+
+
+def test_the_stream_ends_after_max_batches(make_trajectory: Make) -> None:
+    feed = Feed(max_batches=2)
+    feed.add(*(make_trajectory(index, 0, group_size=1) for index in range(3)))
+    assert feed.delivered() == [0, 1]
+    assert feed.former.has_ended
+
+
+def test_the_group_that_would_be_too_old_first_comes_first(make_trajectory: Make) -> None:
+    feed = Feed(max_staleness=9)
+    feed.former.published(5, POLICY)
+    for index, version in enumerate((5, 3, 3, 4)):
+        feed.add(make_trajectory(index, 0, group_size=1, version=version, lineage=LINEAGE))
+    assert feed.delivered() == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize(("version", "reaches_the_trainer"), [(3, True), (2, False)])
+def test_staleness_is_bounded_at_delivery(make_trajectory: Make, version: int, reaches_the_trainer: bool) -> None:
+    feed = Feed(max_staleness=2)
+    feed.add(make_trajectory(0, 0, group_size=1, version=version, lineage=LINEAGE))
+    feed.former.published(5, POLICY)
+    assert feed.delivered() == ([0] if reaches_the_trainer else [])
+    assert feed.former.stats().stale_dropped == (0 if reaches_the_trainer else 1)
+
+
+def test_a_group_that_waited_too_long_in_memory_is_dropped_too(make_trajectory: Make) -> None:
+    feed = Feed(groups_per_batch=2, max_staleness=1)
+    feed.add(make_trajectory(0, 0, group_size=1, version=0, lineage=LINEAGE))
+    assert feed.former.next_batch() is None, "judged once while it was young enough"
+    feed.former.published(2, POLICY)
+    feed.add(make_trajectory(1, 0, group_size=1, version=2, lineage=LINEAGE))
+    assert feed.delivered() == []
+    assert feed.former.stats().stale_dropped == 1
+
+
+def test_trajectories_of_an_unknown_lineage_are_stale(make_trajectory: Make) -> None:
+    feed = Feed()
+    feed.add(make_trajectory(0, 0, group_size=1, version=1, lineage=LINEAGE + 1))
+    assert feed.delivered() == []
+    assert feed.former.stats().stale_dropped == 1
+
+
+def test_without_an_age_limit_their_age_is_unknown(make_trajectory: Make) -> None:
+    feed = Feed(max_staleness=None)
+    feed.add(make_trajectory(0, 0, group_size=1, version=1, lineage=LINEAGE + 1))
+    batch = feed.former.next_batch()
+    assert batch is not None
+    assert batch.groups[0].staleness is None
+
+
+def test_failed_and_unscored_members_are_set_aside(make_trajectory: Make) -> None:
+    feed = Feed(min_members=2)
+    feed.add(
+        make_trajectory(0, 0, group_size=5),
+        make_trajectory(0, 1, group_size=5, is_failed=True),
+        make_trajectory(0, 2, group_size=5, reward=None),
+        make_trajectory(0, 3, group_size=5, is_trainable=False),
+        make_trajectory(0, 4, group_size=5, reward=0.0),
+    )
+    batch = feed.former.next_batch()
+    assert batch is not None
+    [group] = batch.groups
+    assert [t.member_index for t in group.trajectories] == [0, 4]
+    assert [t.member_index for t in group.excluded] == [1, 2, 3]
+
+
+def test_a_trainer_that_scores_by_itself_gets_unscored_members(make_trajectory: Make) -> None:
+    feed = Feed(needs_reward=False)
+    feed.add(make_trajectory(0, 0, group_size=1, reward=None))
+    assert feed.delivered() == [0]
+
+
+def test_a_group_with_too_few_trainable_members_is_dropped_as_failed(make_trajectory: Make) -> None:
+    feed = Feed(min_members=2)
+    feed.add(make_trajectory(0, 0), make_trajectory(0, 1, is_failed=True))
+    feed.add(make_trajectory(1, 0, group_size=1))
+    assert feed.delivered() == [1], "no more members are asked for than the group has"
+    assert feed.former.stats().failed_dropped == 1
+
+
+@pytest.mark.parametrize(("drop", "delivered"), [(True, [1]), (False, [0, 1])])
+def test_groups_without_variance_are_dropped_if_asked(make_trajectory: Make, drop: bool, delivered: list[int]) -> None:
+    feed = Feed(drop_zero_variance=drop)
+    feed.add(make_trajectory(0, 0, reward=1.0), make_trajectory(0, 1, reward=1.0))
+    feed.add(make_trajectory(1, 0, reward=1.0), make_trajectory(1, 1, reward=0.0))
+    assert feed.delivered() == delivered
+
+
+def test_producers_may_emit_what_is_under_way_finished_and_dropped(make_trajectory: Make) -> None:
+    feed = Feed(groups_per_batch=2, pipeline_depth=1)
+    former = feed.former
+    assert former.emit_limit == 4
+    feed.add(*(make_trajectory(index, 0, group_size=1, lineage=LINEAGE) for index in range(2)))
+    feed.add(make_trajectory(2, 0, group_size=1, is_failed=True))
+    assert former.next_batch() is not None
+    assert former.emit_limit == 5, "the batch is not finished, the failed group is given back"
+    former.published(1, POLICY)
+    assert former.emit_limit == (1 + 1 + 1) * 2 + 1
+
+
+def test_the_limit_leaves_room_for_runs_that_are_not_trained_on(make_trajectory: Make) -> None:
+    feed = Feed(run_id="run", pipeline_depth=0)
+    feed.former.note_progress(finished(40, run_id="former"), now_s=0)
+    feed.former.note_progress(finished(9, run_id="eval", is_train=False), now_s=0)
+    assert feed.former.emit_limit == 1 + 40
+
+
+def test_only_the_wanted_run_is_trained_on(make_trajectory: Make) -> None:
+    feed = Feed(run_id="b")
+    feed.add(make_trajectory(0, 0, group_size=1, run_id="a"), make_trajectory(1, 0, group_size=1, run_id="b"))
+    assert feed.delivered() == [1]
+    assert feed.former.stats().consumed == 1
+
+
+def test_evaluations_reach_no_batch_and_come_once(make_trajectory: Make) -> None:
+    feed = Feed(max_staleness=0)
+    feed.former.published(9, POLICY)
+    limit = feed.former.emit_limit
+    feed.add(*(make_trajectory(0, member, run_id="eval", is_train=False) for member in range(2)))
+    assert feed.delivered() == []
+    [group] = feed.former.take_evaluations()
+    assert [t.member_index for t in group.trajectories] == [0, 1]
+    assert feed.former.take_evaluations() == []
+    assert feed.former.emit_limit == limit
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_policy_versions_only_grow(version: int) -> None:
+    feed = Feed()
+    feed.former.published(3, POLICY)
+    with pytest.raises(SettingsError, match=f"policy version {version} cannot follow 3"):
+        feed.former.check_version(version)
+    feed.former.check_version(4)
+
+
+def test_staleness_is_counted_per_delivered_trajectory(make_trajectory: Make) -> None:
+    feed = Feed()
+    feed.former.published(3, POLICY)
+    feed.add(make_trajectory(0, 0, version=3, lineage=LINEAGE), make_trajectory(0, 1, version=1, lineage=LINEAGE))
+    assert feed.delivered() == [0]
+    stats = feed.former.stats()
+    assert (stats.max_staleness, stats.mean_staleness) == (2, 1.0)

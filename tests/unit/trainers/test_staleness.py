@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from rollstream.schemas.control import TrainerStart
+from rollstream.schemas.trajectories import Trajectory, VersionSpan
+from rollstream.trainers.staleness import Ancestry, staleness
+
+
+@pytest.mark.parametrize(
+    ("token", "distance"),
+    [
+        ((30, 7), 0),
+        ((30, 5), 2),
+        ((20, 4), 3),  # the parent's, before the fork at 5
+        ((20, 5), 2),  # the fork itself
+        ((20, 9), 6),  # back from 9 to 5, then on to 7
+        ((10, 2), 5),
+        ((0, 0), 7),  # the model as it came
+        ((0, 1), None),
+        ((25, 6), None),  # somebody else's
+    ],
+)
+def test_the_age_of_a_token_is_the_distance_through_the_forks(token: tuple[int, int], distance: int | None) -> None:
+    ancestry = Ancestry(30, ((10, 2), (20, 5)))
+    assert ancestry.distance(7, *token) == distance
+
+
+def test_a_policy_loaded_before_the_trainer_knows_it_is_out_is_not_of_the_future() -> None:
+    assert Ancestry(3).distance(4, 3, 5) == 0
+
+
+def test_a_restored_trainer_goes_on_from_its_checkpoint() -> None:
+    first = Ancestry(10).restored(20, 5)
+    assert first == Ancestry(20, ((10, 5),))
+    assert first.restored(30, 8) == Ancestry(30, ((10, 5), (20, 8)))
+
+
+def test_a_follower_learns_the_ancestry_from_the_start_records() -> None:
+    restored = TrainerStart(trainer_id="t", parent_lineage=10, parent_version=5)
+    assert Ancestry(10).succeeded(20, restored) == Ancestry(20, ((10, 5),))
+    assert Ancestry(4).succeeded(20, restored) == Ancestry(20, ((10, 5),)), "an unknown parent has no known parents"
+    assert Ancestry(10).succeeded(20, TrainerStart(trainer_id="t")) == Ancestry(20)
+
+
+def test_the_oldest_token_of_all_samples_counts(make_trajectory: Callable[..., Trajectory]) -> None:
+    trajectory = make_trajectory(0, 0, version=5, lineage=3, tokens=4)
+    sample = trajectory.samples[0]
+    sample.version_spans[:] = [VersionSpan(0, 1, 6, 3), VersionSpan(1, 3, 2, 3), VersionSpan(3, 4, 5, 3)]
+    assert staleness(trajectory, Ancestry(3), 7) == 5
+
+
+def test_one_token_of_an_unknown_lineage_makes_the_age_unknown(make_trajectory: Callable[..., Trajectory]) -> None:
+    trajectory = make_trajectory(0, 0, version=5, lineage=3)
+    assert staleness(trajectory, Ancestry(4), 5) is None
+
+
+def test_a_failed_trajectory_has_no_age(make_trajectory: Callable[..., Trajectory]) -> None:
+    assert staleness(make_trajectory(0, 0, is_failed=True), Ancestry(9), 50) == 0
