@@ -1,3 +1,5 @@
+# aiokafka is annotated in part only.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 import asyncio

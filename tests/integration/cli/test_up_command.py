@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -87,7 +87,7 @@ class Up:
 
 
 @asynccontextmanager
-async def running_up(config: Path, *arguments: str) -> AsyncIterator[Up]:
+async def running_up(config: Path, *arguments: str) -> AsyncGenerator[Up]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "rollstream.cli.main", "--config", str(config), "up", *arguments,
         stderr=asyncio.subprocess.PIPE, start_new_session=True, limit=2**20,

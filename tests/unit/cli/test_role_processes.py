@@ -14,18 +14,9 @@ KAFKA = KafkaSettings(bootstrap="there:9", prefix="p.")
 
 
 def processes(**sections: object) -> dict[str, ProcessSpec]:
-    settings = RollstreamSettings.model_construct(
-        **{
-            **load_defaults().__dict__,
-            **sections,
-        }
-    )
+    settings = RollstreamSettings(kafka=KAFKA).model_copy(update=sections)
     line = CommandLine(Path("/etc/rollstream.toml"), ("kafka.bootstrap=here:1",))
     return {spec.name: spec for spec in role_processes(settings, KAFKA, line, host="h")}
-
-
-def load_defaults() -> RollstreamSettings:
-    return RollstreamSettings(kafka=KAFKA)
 
 
 def test_every_role_has_its_processes_with_names_that_survive_a_restart() -> None:
