@@ -18,6 +18,7 @@ import msgspec
 
 from rollstream.schemas.errors import IsolationError, TransientError
 from rollstream.schemas.tools import OBSERVABLE_STATUSES, ToolCall, ToolResult
+from rollstream.tool_workers import metrics
 from rollstream.tool_workers.functions import InvalidArgumentsError, Tool, ToolOutput
 from rollstream.tool_workers.registry import ToolRegistry
 from rollstream.tool_workers.sandbox_pool import SandboxPool
@@ -141,6 +142,8 @@ class CallHandler:
             result = await self._runner.run(tool, call, arguments, None, queue_s=queue_s)
         else:
             result = await self._run_in_sandbox(tool, call, arguments, queue_s)
+        metrics.RUN_SECONDS.labels(tool.name).observe(result.run_s)
+        metrics.QUEUE_SECONDS.observe(result.queue_s)
         if result.status in OBSERVABLE_STATUSES:
             return self._ledger.complete(call, result, now=self._clock())
         logger.warning("call %s of %s ended as %s: %s", call.call_id, tool.name, result.status, result.content)
@@ -173,6 +176,8 @@ class CallHandler:
 
     async def _answer(self, call: ToolCall, result: ToolResult) -> None:
         self.statuses[result.status] += 1
+        known = call.tool if self._registry.get(call.tool) else metrics.UNKNOWN_TOOL
+        metrics.ANSWERS.labels(known, result.status).inc()
         remaining_s = max(0.0, call.deadline - self._clock()) + LATE_ANSWER_S
         try:
             await self._publisher.publish(

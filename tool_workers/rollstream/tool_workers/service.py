@@ -17,7 +17,9 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Literal
 
 from aiokafka import TopicPartition
@@ -25,6 +27,7 @@ from aiokafka import TopicPartition
 from rollstream.schemas.control import WorkerStatus
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.tools import ToolCall
+from rollstream.tool_workers import metrics
 from rollstream.tool_workers.call_handling import CallHandler
 from rollstream.tool_workers.call_intake import CallIntake
 from rollstream.tool_workers.registry import ToolRegistry, load_tools
@@ -37,6 +40,7 @@ from rollstream.tool_workers.settings import ToolWorkerSettings
 from rollstream.tool_workers.tool_runner import ToolRunner
 from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.heartbeat import beat, say
+from rollstream.transport.metrics import served_metrics
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record, decode_record
 from rollstream.transport.settings import KafkaSettings
@@ -60,7 +64,15 @@ async def run_tool_worker(settings: ToolWorkerSettings, kafka: KafkaSettings, st
     topic = kafka.topic(f"tool-calls.{settings.toolset}")
     async with AsyncExitStack() as stack:
         ledger = SessionLedger(new_incarnation=lambda: uuid.uuid4().hex, remembered_results=settings.remembered_results)
-        sandboxes = await open_sandboxes(settings, registry, ledger, stack)
+        if settings.metrics_port is not None:
+            stack.enter_context(served_metrics(settings.metrics_port))
+        started = await start_sandboxes(settings, registry, stack)
+        sandboxes = None
+        if started is not None:
+            sandboxes = SandboxPool(
+                started.factory, max_open=settings.max_sessions, reclaim=reclaimer(ledger, settings)
+            )
+            stack.push_async_callback(sandboxes.close_all)
         publisher = await stack.enter_async_context(Publisher(kafka, profile="rpc"))
         dead_letters = DeadLetterOffice(kafka, role="tool-worker", worker_id=settings.worker_id)
         await stack.enter_async_context(dead_letters)
@@ -69,17 +81,25 @@ async def run_tool_worker(settings: ToolWorkerSettings, kafka: KafkaSettings, st
         intake = CallIntake(
             kafka,
             [topic],
-            group_id=f"{kafka.prefix}tool-workers.{settings.toolset}",
+            group_id=kafka.group(f"tool-workers.{settings.toolset}"),
             instance_id=settings.instance_id,
         )
         await stack.enter_async_context(intake)
         await ToolWorker(settings, kafka, intake, handler, publisher, dead_letters, sandboxes).run(stop)
 
 
-async def open_sandboxes(
-    settings: ToolWorkerSettings, registry: ToolRegistry, ledger: SessionLedger, stack: AsyncExitStack
-) -> SandboxPool | None:
-    """The pool, after the self-test; None if no tool needs a sandbox. It is closed with the stack.
+@dataclass(frozen=True)
+class StartedSandboxes:
+    """What opens sandboxes, and the checks its sandboxes have withstood (none if they isolate nothing)."""
+
+    factory: SandboxFactory
+    withstood: tuple[str, ...]
+
+
+async def start_sandboxes(
+    settings: ToolWorkerSettings, registry: ToolRegistry, stack: AsyncExitStack
+) -> StartedSandboxes | None:
+    """What opens sandboxes, after the self-test; None if no tool needs one. Ends with the stack.
 
     Raises:
         IsolationError: see ``check_isolation``.
@@ -90,21 +110,25 @@ async def open_sandboxes(
     spawner = build_spawner(settings.isolation, settings.sandbox)
     programs = settings.max_running_programs or PROGRAMS_PER_CORE * (os.cpu_count() or 1)
     factory = await stack.enter_async_context(SandboxFactory(spawner, settings.sandbox, max_running_programs=programs))
-    if spawner.is_isolated:
-        report = await check_isolation(factory)
-        logger.info("isolation self-test passed: %s", ", ".join(report))
-    else:
+    if not spawner.is_isolated:
         logger.warning("isolation is off (%s): %s run as ordinary programs", settings.isolation, ", ".join(sandboxed))
+        return StartedSandboxes(factory, ())
+    withstood = tuple(await check_isolation(factory))
+    logger.info("isolation holds: %s", ", ".join(withstood))
+    return StartedSandboxes(factory, withstood)
+
+
+def reclaimer(ledger: SessionLedger, settings: ToolWorkerSettings) -> Callable[[], str | None]:
+    """Chooses the session that is closed when another needs its place, and forgets it."""
 
     def reclaim() -> str | None:
         idle = ledger.idle_since(time.time() - settings.reclaimable_after_s)
-        if idle:
-            ledger.close(idle[0])
-        return idle[0] if idle else None
+        if not idle:
+            return None
+        ledger.close(idle[0])
+        return idle[0]
 
-    pool = SandboxPool(factory, max_open=settings.max_sessions, reclaim=reclaim)
-    stack.push_async_callback(pool.close_all)
-    return pool
+    return reclaim
 
 
 class ToolWorker:
@@ -160,12 +184,14 @@ class ToolWorker:
         for record in await self._intake.poll(max_records=free, timeout_s=POLL_TIMEOUT_S):
             task = group.create_task(self._handle(record, time.monotonic()))
             self._running.add(task)
+            metrics.RUNNING.set(len(self._running))
             task.add_done_callback(self._ended)
         if len(self._running) >= self._settings.max_running_calls:
             self._free.clear()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        metrics.RUNNING.set(len(self._running))
         self._free.set()
 
     async def _handle(self, record: Record, arrived: float) -> None:
@@ -212,6 +238,7 @@ class ToolWorker:
             await self._handler.close_idle_sessions(self._settings.idle_session_s)
 
     def _status(self) -> WorkerStatus:
+        metrics.SESSIONS.set(len(self._sandboxes or ()))
         statuses = {f"calls_{status}": float(count) for status, count in self._handler.statuses.items()}
         return WorkerStatus(
             worker_id=self._settings.worker_id,

@@ -1,0 +1,26 @@
+"""Every Prometheus metric of a tool worker, under one name each; served with those of the transport."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from rollstream.transport.metrics import REGISTRY
+
+_RUN_BUCKETS_S = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 600.0)
+
+ANSWERS = Counter(
+    "rollstream_tool_answers", "Answers given, by how the call ended.", ["tool", "status"], registry=REGISTRY
+)
+RUN_SECONDS = Histogram(
+    "rollstream_tool_run_seconds", "Time calls took in the tool.", ["tool"], buckets=_RUN_BUCKETS_S, registry=REGISTRY
+)
+QUEUE_SECONDS = Histogram(
+    "rollstream_tool_queue_seconds",
+    "From the fetch of a call to its start.",
+    buckets=_RUN_BUCKETS_S,
+    registry=REGISTRY,
+)
+RUNNING = Gauge("rollstream_tool_calls_running", "Calls running now.", registry=REGISTRY)
+SESSIONS = Gauge("rollstream_tool_sessions", "Open sandboxes of sessions.", registry=REGISTRY)
+UNKNOWN_TOOL = "unknown"
+"""Label of calls of tools that do not exist: a model may name anything."""
