@@ -9,7 +9,7 @@ The model reads the text unchanged.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rollstream.rollout_workers.tokenizer_files import AddedToken
 
@@ -28,7 +28,7 @@ class InertText:
     def __init__(self, added_tokens: Sequence[AddedToken], encode_plain: Callable[[str], list[int]]) -> None:
         self._encode_plain = encode_plain
         self._tokens = {token.content: token for token in added_tokens}
-        self._added = _alternatives(self._tokens)
+        self._added = any_of(self._tokens)
         markers = [token for token in added_tokens if not token.content.isspace()]
         self.marker_ids = frozenset(token.id for token in markers)
         """What text of users and tools must never become."""
@@ -70,7 +70,7 @@ class _Breaker:
     """Separates the first character of every given string from its second, wherever it occurs in a text."""
 
     def __init__(self, strings: Sequence[str]) -> None:
-        self._start = re.compile(f"(?=(?:{_alternatives(strings).pattern}))(.)", re.DOTALL)
+        self._start = re.compile(f"(?=(?:{any_of(strings).pattern}))(.)", re.DOTALL)
         self._prefixes = {string[:end] for string in strings for end in range(1, len(string))}
         self._suffixes = {string[start:] for string in strings for start in range(1, len(string))}
         self._longest = max(map(len, strings), default=0)
@@ -83,7 +83,8 @@ class _Breaker:
         return before + held + after
 
 
-def _alternatives(strings: Sequence[str] | dict[str, AddedToken]) -> re.Pattern[str]:
+def any_of(strings: Iterable[str]) -> re.Pattern[str]:
+    """Matches the longest of the strings; nothing if there are none."""
     longest_first = sorted(strings, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) if longest_first else r"(?!)")
 

@@ -10,13 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rollstream.rollout_workers.template_chat_format import (
-    Continuation,
-    TemplateChatFormat,
-    TemplateProblem,
-    tool_messages,
-)
+from rollstream.rollout_workers.template_chat_format import TemplateChatFormat
 from rollstream.rollout_workers.tokenizer_files import TemplateFailure, TemplateMessage
+from rollstream.rollout_workers.turn_continuations import Continuation, TemplateProblem, tool_messages
 from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.tasks import ChatMessage, ToolSpec
 
@@ -83,20 +79,20 @@ def refusal(directory: Path, problems: Sequence[TemplateProblem]) -> SettingsErr
 
 
 def _stop_tokens_known(chat: TemplateChatFormat) -> str | None:
-    for continuation in (chat.continuation_of_results(["3"]), chat.continuation_of_user("Go on.")):
-        if chat.id_of(continuation.close) not in chat.stop_token_ids:
+    for continuation in (chat.turns.of_results(["3"]), chat.turns.of_user("Go on.")):
+        if _id_of(chat, continuation.close) not in chat.stop_token_ids:
             return f"{continuation.close!r} ends a turn but is not a stop token"
     return None
 
 
 def _prefix_stability(chat: TemplateChatFormat) -> str | None:
     first = _history_of_calls(chat)
-    second = [*first, *tool_messages(["3"]), chat.call_turn([{"value": MARK}])]
+    second = [*first, *tool_messages(["3"]), chat.turns.call_turn([{"value": MARK}])]
     result = tool_messages(["4"])
     renders = {
         "after the first turn": _expected(chat, [*first, *result]),
         "after the second turn": _expected(chat, [*second, *result]),
-        "on its own": chat.continuation_of_results(["4"]),
+        "on its own": chat.turns.of_results(["4"]),
     }
     return _first_difference(renders)
 
@@ -110,7 +106,7 @@ def _equals_full_render(chat: TemplateChatFormat) -> str | None:
     full = chat.tokenizer.render(conversation, [COUNT_SCHEMA])
     expected = _expected(chat, conversation)
     turn = full.removeprefix(prompt).removesuffix(expected.text)
-    closed = chat.id_of(expected.close)
+    closed = _id_of(chat, expected.close)
     delta = chat.render_tool_results([closed], ["3\n"])
     if full != prompt + turn + expected.text:  # the template renders an open turn otherwise than a past one
         return _different_ids(chat, [closed, *delta], chat.tokenizer.encode(expected.text))
@@ -120,12 +116,12 @@ def _equals_full_render(chat: TemplateChatFormat) -> str | None:
 
 def _close_token_once(chat: TemplateChatFormat) -> str | None:
     expected = _expected(chat, [*_history_of_calls(chat), *tool_messages(["3"])])
-    close = chat.id_of(expected.close)
+    close = _id_of(chat, expected.close)
     delta = chat.render_tool_results([close], ["3"])
     wanted = chat.tokenizer.encode(expected.text).count(close)
     if delta.count(close) + 1 != wanted:
         return f"{expected.close!r} occurs {delta.count(close) + 1} times instead of {wanted}"
-    if chat.is_closed_by_header:
+    if chat.turns.is_closed_by_header:
         return None
     for stop in chat.stop_token_ids:
         if chat.render_tool_results([stop], ["3"]) != delta:
@@ -134,7 +130,7 @@ def _close_token_once(chat: TemplateChatFormat) -> str | None:
 
 
 def _truncated_turn_is_closed(chat: TemplateChatFormat) -> str | None:
-    close = chat.id_of(chat.continuation_of_results(["3"]).close)
+    close = _id_of(chat, chat.turns.of_results(["3"]).close)
     ordinary = chat.tokenizer.encode_plain("a")[-1:]
     delta = chat.render_tool_results(ordinary, ["3"])
     if delta != [close, *chat.render_tool_results([close], ["3"])]:
@@ -145,18 +141,18 @@ def _truncated_turn_is_closed(chat: TemplateChatFormat) -> str | None:
 def _white_space_after_close(chat: TemplateChatFormat) -> str | None:
     expected = _expected(chat, [*_history_of_calls(chat), *tool_messages(["3"])])
     with_close = chat.tokenizer.decode(chat.tokenizer.encode(expected.text))
-    delta = chat.tokenizer.decode(chat.render_tool_results([chat.id_of(expected.close)], ["3"]))
+    delta = chat.tokenizer.decode(chat.render_tool_results([_id_of(chat, expected.close)], ["3"]))
     wanted = _leading_space(with_close.removeprefix(expected.close))
     return None if _leading_space(delta) == wanted else f"{delta[:20]!r} does not begin with {wanted!r}"
 
 
 def _two_tool_results(chat: TemplateChatFormat) -> str | None:
-    calls = chat.call_turn([{"value": "rows"}, {"value": MARK}])
+    calls = chat.turns.call_turn([{"value": "rows"}, {"value": MARK}])
     results = ["seventeen", "twenty-nine"]
     expected = _expected(chat, [SYSTEM, QUESTION, calls, *tool_messages(results)])
     if expected.text.find(results[0]) < 0 or expected.text.find(results[1]) < expected.text.find(results[0]):
         return f"the results are not all there in order: {expected.text[:200]!r}"
-    close = chat.id_of(expected.close)
+    close = _id_of(chat, expected.close)
     return _different_ids(
         chat, [close, *chat.render_tool_results([close], results)], chat.tokenizer.encode(expected.text)
     )
@@ -166,24 +162,24 @@ def _user_after_tool_turn(chat: TemplateChatFormat) -> str | None:
     answered = [*_history_of_calls(chat, "rows"), *tool_messages(["3"]), _answer(), FOLLOW_UP]
     plain = [SYSTEM, QUESTION, _answer(), FOLLOW_UP]
     renders = {
-        "on its own": chat.continuation_of_user(FOLLOW_UP["content"]),
+        "on its own": chat.turns.of_user(FOLLOW_UP["content"]),
         "after a tool turn": _expected(chat, answered),
-        "without tools": chat.continuation(plain, [], MARK),
+        "without tools": chat.turns.after_turn(plain, [], MARK),
     }
     if difference := _first_difference(renders):
         return difference
     expected = renders["after a tool turn"]
-    close = chat.id_of(expected.close)
+    close = _id_of(chat, expected.close)
     delta = chat.render_user([close], FOLLOW_UP["content"])
     return _different_ids(chat, [close, *delta], chat.tokenizer.encode(expected.text))
 
 
 def _default_system_prompt_once(chat: TemplateChatFormat) -> str | None:
     head = chat.tokenizer.render([QUESTION], []).partition(QUESTION["content"])[0]
-    user = chat.continuation_of_user(FOLLOW_UP["content"])
+    user = chat.turns.of_user(FOLLOW_UP["content"])
     header = user.text.removeprefix(user.close).partition(FOLLOW_UP["content"])[0]
     default = head.removesuffix(header.lstrip()).strip()
-    for continuation in (user, chat.continuation_of_results(["3"])):
+    for continuation in (user, chat.turns.of_results(["3"])):
         if default and default in continuation.text:
             return f"{default[:120]!r} is inserted again"
     return None
@@ -207,10 +203,8 @@ def _thinking_kept(chat: TemplateChatFormat) -> str | None:
     decoded = chat.decode_turn([*chat.tokenizer.encode(turn), close])
     if decoded.strip() != turn.strip():
         return f"the turn {turn!r} is read as {decoded!r}"
-    thinking = [SYSTEM, QUESTION, chat.call_turn([{"value": MARK}], THOUGHT), *tool_messages(["3"])]
-    return _first_difference(
-        {"after thinking": _expected(chat, thinking), "on its own": chat.continuation_of_results(["3"])}
-    )
+    thinking = [SYSTEM, QUESTION, chat.turns.call_turn([{"value": MARK}], THOUGHT), *tool_messages(["3"])]
+    return _first_difference({"after thinking": _expected(chat, thinking), "on its own": chat.turns.of_results(["3"])})
 
 
 def _tool_text_is_inert(chat: TemplateChatFormat) -> str | None:
@@ -244,7 +238,7 @@ def _generation_prompt_ends_delta(chat: TemplateChatFormat) -> str | None:
     header = spoken.removeprefix(closed_text).partition(MARK)[0]
     if not prompt and spoken.startswith(closed_text) and header.strip():
         return f"there is none, but an assistant's turn begins with {header!r}"
-    for continuation in (chat.continuation_of_results(["3"]), chat.continuation_of_user("Go on.")):
+    for continuation in (chat.turns.of_results(["3"]), chat.turns.of_user("Go on.")):
         if not continuation.text.endswith(prompt):
             return f"{continuation.text[-80:]!r} does not end with {prompt!r}"
     return None
@@ -283,7 +277,7 @@ PROPERTIES: tuple[TemplateProperty, ...] = (
 
 
 def _history_of_calls(chat: TemplateChatFormat, argument: str = MARK) -> list[TemplateMessage]:
-    return [SYSTEM, QUESTION, chat.call_turn([{"value": argument}])]
+    return [SYSTEM, QUESTION, chat.turns.call_turn([{"value": argument}])]
 
 
 def _answer() -> TemplateMessage:
@@ -297,7 +291,7 @@ def _chat_messages(*messages: dict[str, str]) -> list[ChatMessage]:
 
 
 def _expected(chat: TemplateChatFormat, conversation: Sequence[TemplateMessage]) -> Continuation:
-    return chat.continuation(conversation, [COUNT_SCHEMA], MARK)
+    return chat.turns.after_turn(conversation, [COUNT_SCHEMA], MARK)
 
 
 def _first_difference(renders: dict[str, Continuation]) -> str | None:
@@ -316,6 +310,10 @@ def _different_ids(chat: TemplateChatFormat, ids: list[int], wanted: list[int]) 
     shown, expected = ids[start : start + 12], wanted[start : start + 12]
     decode = chat.tokenizer.decode
     return f"from token {start} on {decode(shown)!r} {shown} instead of {decode(expected)!r} {expected}"
+
+
+def _id_of(chat: TemplateChatFormat, added_token: str) -> int:
+    return next(token.id for token in chat.tokenizer.added_tokens if token.content == added_token)
 
 
 def _leading_space(text: str) -> str:

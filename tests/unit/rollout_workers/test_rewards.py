@@ -178,7 +178,7 @@ def huge(episode): return 10 ** 400
 @pytest.fixture
 def own_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "own_rewards_of_this_test.py").write_text(OWN_REWARDS)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     yield
     find_reward.cache_clear()
     sys.modules.pop("own_rewards_of_this_test", None)
