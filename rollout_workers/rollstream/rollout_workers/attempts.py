@@ -19,7 +19,7 @@ from rollstream.rollout_workers.effects import EffectLog, MemoryEffectLog
 from rollstream.rollout_workers.episode import AttemptIdentity, Episode, EpisodeCut, EpisodeServices
 from rollstream.rollout_workers.rewards import RewardInput, RewardResult, score
 from rollstream.rollout_workers.trajectory_assembly import Ending, EpisodeTimes, WorkerFacts, assemble
-from rollstream.schemas.errors import DataError, TransientError
+from rollstream.schemas.errors import DataError, EngineDeadError, TransientError
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.schemas.trajectories import Trajectory, TrajectoryError
 
@@ -50,13 +50,19 @@ class TaskRunner:
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def run(self, task: RolloutTask, start_attempt: StartAttempt) -> Trajectory:
-        """The task's trajectory, whatever happens. Only cancellation leaves without one."""
+        """The task's trajectory, whatever happens. Only cancellation and a dead engine leave without one.
+
+        Raises:
+            EngineDeadError: no episode of this worker can go on; another worker begins the task again.
+        """
         started_at = self.services.clock()
         history = AttemptHistory()
         while True:
             identity = AttemptIdentity(history.next_attempt, await start_attempt(history.next_attempt))
             try:
                 episode, ending = await self._attempt(task, identity)
+            except EngineDeadError:
+                raise
             except Exception as error:
                 history = history.after(failure_kind(error))
                 logger.warning(

@@ -86,7 +86,7 @@ class Engine(Protocol):
 
         Raises:
             DataError: the prompt is empty or leaves no room for a token.
-            EngineError: the engine failed or is dead.
+            EngineError: the engine failed; EngineDeadError if it will never answer again.
         """
         ...
 

@@ -20,7 +20,7 @@ from typing import Protocol
 from pydantic import ConfigDict
 
 from rollstream.rollout_workers.engine import FinishReason, Generation, PolicyRef, tokens_allowed
-from rollstream.schemas.errors import EngineError, PolicyFilesError
+from rollstream.schemas.errors import EngineDeadError, EngineError, PolicyFilesError
 from rollstream.schemas.tasks import SamplingParams
 from rollstream.schemas.trajectories import VersionSpan
 
@@ -343,4 +343,4 @@ class ScriptedEngine:
 
     def _raise_if_dead(self, request_id: str) -> None:
         if self._death is not None:
-            raise EngineError(f"request {request_id!r} failed: the scripted engine is dead, {self._death}")
+            raise EngineDeadError(f"request {request_id!r} failed: the scripted engine is dead, {self._death}")

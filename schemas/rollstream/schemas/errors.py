@@ -38,6 +38,10 @@ class EngineError(TransientError):
     """The engine failed or died during a generation: the episode retries on a healthy engine."""
 
 
+class EngineDeadError(EngineError):
+    """The engine will never answer again: the worker leaves without spending anybody's budget and is started anew."""
+
+
 class DataError(RollstreamError):
     """The task itself cannot be run (its agent raises, its prompt does not fit): counts against the data budget."""
 
