@@ -15,6 +15,7 @@ Byte planes stand in compressed bodies only: equal bytes become neighbours, whic
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final, cast, get_args
 
 import msgspec
@@ -70,19 +71,24 @@ def check_array_type(array_type: Any, value: Any) -> Any:
     Raises:
         ValueError: it is no array, or one of another dtype.
     """
-    expected = np.dtype(get_args(get_args(array_type)[1])[0])
+    expected = _declared_dtype(array_type)
     if not isinstance(value, np.ndarray):
         raise ValueError(f"expected an array of {expected.name}, got {type(value).__name__}")
-    array = cast(NDArray[Any], value)
+    array = cast("NDArray[Any]", value)
     if array.dtype != expected:
         raise ValueError(f"expected an array of {expected.name}, got {array.dtype.name}")
     return array
 
 
+@cache
+def _declared_dtype(array_type: Any) -> np.dtype[Any]:
+    return np.dtype(get_args(get_args(array_type)[1])[0])
+
+
 def _pack(value: Any, *, in_planes: bool) -> msgspec.msgpack.Ext:
     if not isinstance(value, np.ndarray):
         raise TypeError(f"cannot encode {type(value).__name__} {value!r}")
-    array = cast(NDArray[Any], value)
+    array = cast("NDArray[Any]", value)
     if array.ndim != 1:
         raise TypeError(f"cannot encode an array of shape {array.shape}, expected one dimension")
     if array.dtype == _UINT8:

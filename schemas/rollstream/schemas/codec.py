@@ -27,7 +27,8 @@ COMPRESS_ABOVE_BYTES = 16 * 1024
 """Smaller bodies gain little and would only wait for a thread."""
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """Of the uncompressed body: some 7 million tokens."""
-ZSTD_LEVEL = 3
+ZSTD_LEVEL = 1
+"""Of a trajectory's byte planes, level 3 saves 1 % of the bytes for 40 % more time."""
 
 
 @dataclass(frozen=True, slots=True)

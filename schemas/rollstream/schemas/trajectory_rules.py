@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rollstream.schemas.trajectories import Sample, Trajectory, Turn, VersionSpan
 from rollstream.schemas.violations import Violation
 
+_INT32, _FLOAT32, _UINT8 = np.dtype(np.int32), np.dtype(np.float32), np.dtype(np.uint8)
 MAX_LOGPROB = 1e-6
 """A little above 0 for rounding in float32 softmaxes."""
 
@@ -66,8 +67,9 @@ def _check_versions(trajectory: Trajectory, sample: Sample, field: str) -> None:
 
 def _check_sample(sample: Sample, field: str) -> None:
     _check_arrays(sample, field)
-    if sample.response_mask.max() > 1:
-        raise Violation(f"{field}.response_mask", int(sample.response_mask.max()), "must hold only 0 and 1")
+    highest = np.maximum.reduce(sample.response_mask)
+    if highest > 1:
+        raise Violation(f"{field}.response_mask", int(highest), "must hold only 0 and 1")
     _check_turns(sample.turns, len(sample.response_ids), f"{field}.turns")
     if sample.is_trainable:
         _check_logprobs(sample, field)
@@ -77,53 +79,52 @@ def _check_sample(sample: Sample, field: str) -> None:
 def _check_logprobs(sample: Sample, field: str) -> None:
     mask, logprobs = sample.response_mask, sample.response_logprobs
     # A maximum over NaN is NaN, and no comparison with NaN holds.
-    if not (logprobs.max() <= MAX_LOGPROB and logprobs.min() > -np.inf):
+    if not (np.maximum.reduce(logprobs) <= MAX_LOGPROB and np.minimum.reduce(logprobs) > -np.inf):
         at = int(np.argmin((logprobs <= MAX_LOGPROB) & (logprobs > -np.inf)))
         raise Violation(f"{field}.response_logprobs[{at}]", float(logprobs[at]), "must be finite and <= 1e-6")
-    misplaced = (logprobs != 0.0) & (mask == 0)
-    if misplaced.any():
+    misplaced = (logprobs != 0.0) > mask.view(np.bool_)
+    if np.logical_or.reduce(misplaced):
         at = int(np.argmax(misplaced))
         raise Violation(f"{field}.response_logprobs[{at}]", float(logprobs[at]), "must be 0.0 where response_mask is 0")
 
 
 def _check_arrays(sample: Sample, field: str) -> None:
-    _check_array(sample.prompt_ids, np.int32, f"{field}.prompt_ids")
-    _check_array(sample.response_ids, np.int32, f"{field}.response_ids")
-    _check_array(sample.response_mask, np.uint8, f"{field}.response_mask")
-    _check_array(sample.response_logprobs, np.float32, f"{field}.response_logprobs")
+    _check_array(sample.prompt_ids, _INT32, field, "prompt_ids")
+    _check_array(sample.response_ids, _INT32, field, "response_ids")
+    _check_array(sample.response_mask, _UINT8, field, "response_mask")
+    _check_array(sample.response_logprobs, _FLOAT32, field, "response_logprobs")
     length = len(sample.response_ids)
-    for name in ("response_mask", "response_logprobs"):
-        actual = len(getattr(sample, name))
-        if actual != length:
-            raise Violation(f"{field}.{name}", f"{actual} items", f"must have as many as response_ids ({length})")
-    for name in ("prompt_ids", "response_ids"):
-        lowest = getattr(sample, name).min()
+    for name, array in (("response_mask", sample.response_mask), ("response_logprobs", sample.response_logprobs)):
+        if len(array) != length:
+            raise Violation(f"{field}.{name}", f"{len(array)} items", f"must have as many as response_ids ({length})")
+    for name, array in (("prompt_ids", sample.prompt_ids), ("response_ids", sample.response_ids)):
+        lowest = np.minimum.reduce(array)
         if lowest < 0:
             raise Violation(f"{field}.{name}", int(lowest), "must be >= 0")
 
 
-def _check_array(value: Any, dtype: type[np.generic], field: str) -> None:
+def _check_array(value: Any, dtype: np.dtype[Any], field: str, name: str) -> None:
     if not isinstance(value, np.ndarray):
-        raise Violation(field, type(value).__name__, f"must be a numpy array of {np.dtype(dtype).name}")
-    array = cast(NDArray[Any], value)
+        raise Violation(f"{field}.{name}", type(value).__name__, f"must be a numpy array of {dtype.name}")
+    array = cast("NDArray[Any]", value)
     if array.dtype != dtype or array.ndim != 1:
-        raise Violation(field, f"{array.dtype.name}{list(array.shape)}", f"must be {np.dtype(dtype).name} [n]")
+        raise Violation(f"{field}.{name}", f"{array.dtype.name}{list(array.shape)}", f"must be {dtype.name} [n]")
     if not len(array):
-        raise Violation(field, "empty", "must have at least one item")
+        raise Violation(f"{field}.{name}", "empty", "must have at least one item")
 
 
 def _check_spans(spans: list[VersionSpan], mask: NDArray[np.uint8], field: str) -> None:
     length, end = len(mask), 0
-    covered = np.zeros(length, dtype=np.uint8)
+    covered = bytearray(length)
     for index, span in enumerate(spans):
         if not end <= span.start < span.end <= length:
             raise Violation(f"{field}[{index}]", span, f"must be non-empty, in order and within [{end}, {length}]")
         if span.version < 0 or span.lineage < 0:
             raise Violation(f"{field}[{index}]", span, "must have version and lineage >= 0")
-        covered[span.start : span.end] = 1
+        covered[span.start : span.end] = b"\x01" * (span.end - span.start)
         end = span.end
-    if not np.array_equal(covered, mask):
-        at = int(np.argmax(covered != mask))
+    if bytes(covered) != mask.tobytes():
+        at = int(np.argmax(np.frombuffer(covered, dtype=np.uint8) != mask))
         raise Violation(
             field,
             f"{'covering' if covered[at] else 'not covering'} token {at} with response_mask {int(mask[at])}",
