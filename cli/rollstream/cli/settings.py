@@ -33,8 +33,8 @@ FOREIGN_VARIABLES = frozenset({"ROLLSTREAM_TEST_BOOTSTRAP"})
 """Variables with our prefix that are no settings."""
 MASK = "**********"
 SECRET_WORDS = ("password", "secret", "token", "api_key")
-# Names that contain such a word and hold no secret.
-NOT_SECRET = frozenset({"max_tokens", "max_response_tokens", "tokenizer", "stop_token_ids"})
+NOT_SECRET = frozenset({"tokenizer"})
+"""Names of texts that contain such a word and hold no secret."""
 
 NO_BROKER = "no-broker.invalid:1"
 """Stands for an address where none is known yet; `.invalid` never resolves."""
@@ -275,7 +275,7 @@ def _masked(value: Any, key: str = "") -> Any:
         return {name: _masked(item, str(name)) for name, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
         return [_masked(item, key) for item in cast("list[Any]", value)]
-    return MASK if value not in (None, "") and _is_secret(key) else value
+    return MASK if isinstance(value, str) and value and _is_secret(key) else value
 
 
 def _flat(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -135,13 +135,13 @@ async def read_until_done(kafka: KafkaSettings, tasks: int) -> TaskLedger:
 
 async def test_up_until_done_ends_when_every_task_has_its_trajectory(kafka: KafkaSettings, tmp_path: Path) -> None:
     config = settings_file(kafka, tmp_path)
-    async with running_up(config, "--until-done") as up:
+    async with running_up(config, "--until-done", "--rollout-workers", "1") as up:
         assert await up.ended() == 0, "".join(up.lines)
     ledger = await read_until_done(kafka, QUESTIONS * GROUP_SIZE)
     assert ledger.emitted == QUESTIONS * GROUP_SIZE
     assert processes_with(str(config)) == []
     logs = {path.stem for path in (tmp_path / "logs").iterdir()}
-    assert logs == {"tool-worker-0", "rollout-worker-0", "rollout-worker-1", "produce"}
+    assert logs == {"tool-worker-0", "rollout-worker-0", "produce"}
 
 
 async def test_a_killed_worker_is_replaced_and_ctrl_c_drains_everything(kafka: KafkaSettings, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ async def test_a_killed_worker_is_replaced_and_ctrl_c_drains_everything(kafka: K
         (victim,) = processes_with('"rollout-worker-1"') or processes_with("-rollout-worker-1")
         os.kill(victim, signal.SIGKILL)
         await up.line_with("rollout-worker-1", "restart 1")
-        await up.line_with("up", "workers 3")
+        await up.line_with("rollout-worker-1", "own")
         up.process.send_signal(signal.SIGINT)
         assert await up.ended() == 0, "".join(up.lines)
     assert processes_with(str(config)) == []
