@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rollstream.rollout_workers.inert_text import any_of
 from rollstream.rollout_workers.template_chat_format import TemplateChatFormat
 from rollstream.rollout_workers.tokenizer_files import TemplateFailure, TemplateMessage
 from rollstream.rollout_workers.turn_continuations import Continuation, TemplateProblem, tool_messages
-from rollstream.schemas.errors import SettingsError
+from rollstream.schemas.errors import DataError, SettingsError
 from rollstream.schemas.tasks import ChatMessage, ToolSpec
 
 SYSTEM = {"role": "system", "content": "You are a careful clerk."}
@@ -57,10 +58,10 @@ def check_template(chat: TemplateChatFormat) -> None:
     for requirement in PROPERTIES:
         try:
             seen = requirement.find_violation(chat)
-        except TemplateProblem as problem:
-            problems.append(problem)
-        except TemplateFailure as failure:
-            problems.append(TemplateProblem(requirement.name, f"the template raised {failure}"))
+        except (TemplateProblem, TemplateFailure, DataError) as error:
+            cause = error.__cause__ if isinstance(error, DataError) else error
+            name = cause.property_name if isinstance(cause, TemplateProblem) else requirement.name
+            problems.append(TemplateProblem(name, str(cause)))
         else:
             if seen is not None:
                 problems.append(TemplateProblem(requirement.name, seen))
@@ -69,12 +70,13 @@ def check_template(chat: TemplateChatFormat) -> None:
 
 
 def refusal(directory: Path, problems: Sequence[TemplateProblem]) -> SettingsError:
-    """The error for a template with these problems."""
-    statements = {requirement.name: requirement.statement for requirement in PROPERTIES}
-    seen = {f"{problem.property_name} ({statements[problem.property_name]}): {problem}" for problem in problems}
+    """The error for a template with these problems; of several with one property the first is told."""
+    seen = {problem.property_name: str(problem) for problem in reversed(problems)}
+    failing = [item for item in PROPERTIES if item.name in seen]
+    told = "; ".join(f"{item.name} ({item.statement}): {seen[item.name]}" for item in failing)
     return SettingsError(
-        f"the chat template of {str(directory)!r} cannot be rendered turn by turn; it fails "
-        f"{'; '.join(sorted(seen))}. Use a template without this, saved as chat_template.jinja in a copy of the folder"
+        f"the chat template of {str(directory)!r} cannot be rendered turn by turn; it fails {told}. Use a template "
+        "without this, saved as chat_template.jinja in a copy of the folder"
     )
 
 
@@ -178,10 +180,10 @@ def _default_system_prompt_once(chat: TemplateChatFormat) -> str | None:
     head = chat.tokenizer.render([QUESTION], []).partition(QUESTION["content"])[0]
     user = chat.turns.of_user(FOLLOW_UP["content"])
     header = user.text.removeprefix(user.close).partition(FOLLOW_UP["content"])[0]
-    default = head.removesuffix(header.lstrip()).strip()
+    default = _lines(chat, head) - _lines(chat, header)
     for continuation in (user, chat.turns.of_results(["3"])):
-        if default and default in continuation.text:
-            return f"{default[:120]!r} is inserted again"
+        if repeated := default & _lines(chat, continuation.text):
+            return f"{sorted(repeated)} occurs in {continuation.text[:160]!r}"
     return None
 
 
@@ -234,9 +236,10 @@ def _generation_prompt_ends_delta(chat: TemplateChatFormat) -> str | None:
     if not open_text.startswith(closed_text):
         return f"asking for it changes the text before it: {open_text[-80:]!r}, {closed_text[-80:]!r}"
     prompt = open_text.removeprefix(closed_text)
-    spoken = chat.tokenizer.render([*conversation, _answer()], [COUNT_SCHEMA], is_prompt=False)
-    header = spoken.removeprefix(closed_text).partition(MARK)[0]
-    if not prompt and spoken.startswith(closed_text) and header.strip():
+    question = chat.tokenizer.render([SYSTEM, QUESTION], [], is_prompt=False)
+    spoken = chat.tokenizer.render([SYSTEM, QUESTION, _answer()], [], is_prompt=False)
+    header = spoken.removeprefix(question).partition(MARK)[0]
+    if not prompt and header.strip():
         return f"there is none, but an assistant's turn begins with {header!r}"
     for continuation in (chat.turns.of_results(["3"]), chat.turns.of_user("Go on.")):
         if not continuation.text.endswith(prompt):
@@ -318,6 +321,11 @@ def _id_of(chat: TemplateChatFormat, added_token: str) -> int:
 
 def _leading_space(text: str) -> str:
     return text[: len(text) - len(text.lstrip())]
+
+
+def _lines(chat: TemplateChatFormat, text: str) -> set[str]:
+    runs = any_of(token.content for token in chat.tokenizer.added_tokens).split(text)
+    return {line.strip() for run in runs for line in run.splitlines() if line.strip()}
 
 
 def _hostile_texts(chat: TemplateChatFormat) -> list[str]:

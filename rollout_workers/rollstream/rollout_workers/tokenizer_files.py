@@ -133,8 +133,9 @@ def _load(directory: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise SettingsError(
-            f"model folder {str(directory)!r} holds no tokenizer that can be loaded ({type(error).__name__}: {error}): "
+            f"model folder {str(directory)!r} holds no tokenizer that loads ({type(error).__name__}: {reason}): "
             "copy tokenizer.json, tokenizer_config.json and chat_template.jinja of the model into it"
         ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:

@@ -60,19 +60,23 @@ def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_folder(tokenizer_json: Path, tmp_path: Path) -> ModelFolder:
     """Make a folder with the tokenizer and a template: one of ``chat_templates`` by name, or a text."""
 
-    def make(name: str, template: str | None = None, *, bos: str | None = "<s>") -> Path:
-        from tokenizers import Tokenizer
+    def make(
+        name: str, template: str | None = None, *, ends: tuple[str, ...] = (), extra_tokens: tuple[str, ...] = ()
+    ) -> Path:
+        from tokenizers import AddedToken, Tokenizer
         from transformers import PreTrainedTokenizerFast
 
-        ends = ENDS[name]
+        ends = ends or ENDS[name]
+        backend = Tokenizer.from_file(str(tokenizer_json))
+        backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in extra_tokens])
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer.from_file(str(tokenizer_json)),
-            bos_token=bos,
+            tokenizer_object=backend,
+            bos_token="<s>",
             eos_token=ends[0],
             clean_up_tokenization_spaces=False,
         )
         tokenizer.chat_template = template or (TEMPLATES / f"{name}.jinja").read_text()
-        folder = tmp_path / name
+        folder = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
         tokenizer.save_pretrained(str(folder))
         ids = [tokenizer.convert_tokens_to_ids(end) for end in ends]
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
