@@ -20,7 +20,7 @@ def characters(text: str) -> list[int]:
 
 
 INERT = InertText(TOKENS, characters)
-PIECES = st.lists(st.sampled_from(["<end>", "<", "end>", "<en", "d>", "<call>", "<sep>", BREAK, "x", " "])).map("".join)
+PIECES = st.lists(st.sampled_from(["<end>", "<", "end>", "<en", "d>", "<call>", "<sep>", BREAK, "x", "y"])).map("".join)
 
 
 @given(PIECES, PIECES)
