@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from rollstream.cli.settings import load_settings
 from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.telemetry import set_up_logging
 from rollstream.transport.topic_admin import (
     TopicDifference,
     TopicState,
@@ -83,19 +85,21 @@ def list_(bootstrap: Bootstrap = None, prefix: Prefix = None, as_json: AsJson = 
 def difference_table(differences: Sequence[TopicDifference]) -> Table:
     """One row per difference, with what to do about it."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("topic", overflow="fold")
+    table.add_column("topic", no_wrap=True)
     table.add_column("difference", ratio=2)
     table.add_column("to mend", ratio=1)
     for difference in differences:
-        table.add_row(difference.topic, difference.explanation, difference.repair or "by hand, see there")
+        table.add_row(difference.topic, difference.explanation, difference.repair or "by hand")
     return table
 
 
 def topic_list(topics: Sequence[TopicState], kafka: KafkaSettings) -> Table:
     """One row per topic; those that are not declared are marked."""
     declared = {topic.name for topic in kafka.topics.values()}
-    table = Table("topic", "partitions", "copies", "kept", "largest record", "declared", box=box.SIMPLE_HEAD)
-    table.columns[0].overflow = "fold"
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("topic", no_wrap=True)
+    for column in ("partitions", "copies", "kept", "largest", "declared"):
+        table.add_column(column)
     for topic in topics:
         table.add_row(
             topic.name,
@@ -144,4 +148,5 @@ def _as_data(topic: TopicState) -> dict[str, object]:
 
 
 def _kafka(bootstrap: str | None, prefix: str | None) -> KafkaSettings:
+    set_up_logging(level=logging.WARNING)
     return load_settings({"kafka": {"bootstrap": bootstrap, "prefix": prefix}}).kafka

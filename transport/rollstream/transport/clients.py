@@ -178,13 +178,11 @@ def denied(error: KafkaError, kafka: KafkaSettings) -> SettingsError:
 
 def unreachable(error: BaseException | None, kafka: KafkaSettings, waited_s: float) -> TransientError:
     """What to tell when no connection stood in time."""
-    login = ""
+    checks = "check that the broker runs (`rollstream broker status`) and that kafka.bootstrap is its address"
     if kafka.security_protocol != "PLAINTEXT":
-        login = ", and that protocol, user and password are right: a refused login looks the same from here"
+        checks += "; kafka.security_protocol, user and password too: a refused login looks the same from here"
     return TransientError(
-        f"no working connection to Kafka at {kafka.bootstrap!r} within {waited_s:.0f} s "
-        f"({type(error).__name__}: {error}); check that the broker runs (`rollstream broker status`), that the address "
-        f"is right{login}"
+        f"no working connection to Kafka at {kafka.bootstrap!r} within {waited_s:.0f} s ({error!r}); {checks}"
     )
 
 
