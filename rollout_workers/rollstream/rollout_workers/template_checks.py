@@ -36,6 +36,8 @@ COUNT_SCHEMA = {
 }
 MARKERS_TRIED_AT_EDGES = 64
 """Vocabularies with thousands of reserved tokens would take seconds to try one by one."""
+SEEN_SHOWN = 400
+"""Characters of what was seen that an error shows per property."""
 THOUGHT = "<think>\nThe boxes are in rows.\n</think>\n\n"
 
 
@@ -73,7 +75,7 @@ def refusal(directory: Path, problems: Sequence[TemplateProblem]) -> SettingsErr
     """The error for a template with these problems; of several with one property the first is told."""
     seen = {problem.property_name: str(problem) for problem in reversed(problems)}
     failing = [item for item in PROPERTIES if item.name in seen]
-    told = "; ".join(f"{item.name} ({item.statement}): {seen[item.name]}" for item in failing)
+    told = "; ".join(f"{item.name} ({item.statement}): {seen[item.name][:SEEN_SHOWN]}" for item in failing)
     return SettingsError(
         f"the chat template of {str(directory)!r} cannot be rendered turn by turn; it fails {told}. Use a template "
         "without this, saved as chat_template.jinja in a copy of the folder"
@@ -149,7 +151,7 @@ def _white_space_after_close(chat: TemplateChatFormat) -> str | None:
 
 
 def _two_tool_results(chat: TemplateChatFormat) -> str | None:
-    calls = chat.turns.call_turn([{"value": "rows"}, {"value": MARK}])
+    calls = chat.turns.call_turn([{"value": MARK}] * 2)
     results = ["seventeen", "twenty-nine"]
     expected = _expected(chat, [SYSTEM, QUESTION, calls, *tool_messages(results)])
     if expected.text.find(results[0]) < 0 or expected.text.find(results[1]) < expected.text.find(results[0]):

@@ -58,7 +58,8 @@ class TurnContinuations:
         self._tokenizer = tokenizer
         self._inert = inert
         self._ids = {token.content: token.id for token in tokenizer.added_tokens}
-        self._call_arguments_as_text = self._needs_arguments_as_text()
+        self._call_arguments_as_text = not self._accepts([{"value": "!"}], as_text=False)
+        self._one_call_only = not self._accepts([{"value": "!"}] * 2, as_text=self._call_arguments_as_text)
         self.stop_ids, self.is_closed_by_header = self._find_stops()
         self._stop = any_of([token.content for token in tokenizer.added_tokens if token.id in self.stop_ids])
 
@@ -105,15 +106,16 @@ class TurnContinuations:
         return ids[1:] if is_closed else ids
 
     def call_turn(self, arguments: Sequence[Mapping[str, str]], content: str = "") -> TemplateMessage:
-        """An assistant message with one call of BASE_TOOL per item."""
-        return _call_turn(arguments, content, as_text=self._call_arguments_as_text)
+        """An assistant message with one call of BASE_TOOL per item; only the last where templates refuse several."""
+        shown = arguments[-1:] if self._one_call_only else arguments
+        return _call_turn(shown, content, as_text=self._call_arguments_as_text)
 
-    def _needs_arguments_as_text(self) -> bool:
+    def _accepts(self, arguments: Sequence[Mapping[str, str]], *, as_text: bool) -> bool:
         try:
-            self._tokenizer.render([_QUESTION, _call_turn([{"value": "!"}], "", as_text=False)], [BASE_TOOL])
+            self._tokenizer.render([_QUESTION, _call_turn(arguments, "", as_text=as_text)], [BASE_TOOL])
         except TemplateFailure:
-            return True
-        return False
+            return False
+        return True
 
     def _find_stops(self) -> tuple[list[int], bool]:
         stops = set(self._tokenizer.end_token_ids)

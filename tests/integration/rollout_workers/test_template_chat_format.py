@@ -107,7 +107,8 @@ def test_a_delta_is_the_end_of_the_full_render(name: str, model_folder: ModelFol
     folder = model_folder(name)
     chat, reference = TemplateChatFormat.load(folder), Reference(folder)
     first = [SYSTEM, USER, call("12 * 3"), result("36")]
-    second = [*first, call("36 + 1", "36 - 1"), result("37\n"), result(" 35")]
+    calls = ("36 - 1",) if name == "llama3_like" else ("36 + 1", "36 - 1")  # it refuses two calls, not two results
+    second = [*first, call(*calls), result("37\n"), result(" 35")]
     third = [*second, {"role": "assistant", "content": "37 and 35."}, {"role": "user", "content": "Thanks! And 2 + 2?"}]
     for messages, delta in (
         (first, chat.render_tool_results([], ["36"])),
