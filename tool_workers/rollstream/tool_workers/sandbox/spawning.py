@@ -93,7 +93,7 @@ class BubblewrapSpawner:
     def __init__(self, limits: SandboxSettings) -> None:
         self._limits = limits
         self._bubblewrap = find_bubblewrap()
-        self._interpreter: Interpreter = find_interpreter()
+        self.interpreter: Interpreter = find_interpreter()
         self._seccomp = seccomp_program()
         self._supervisor = SUPERVISOR_SOURCE.read_bytes()
         self._uids = itertools.cycle(range(limits.first_uid, limits.first_uid + limits.uids))
@@ -112,7 +112,7 @@ class BubblewrapSpawner:
         try:
             command = sandbox_command(
                 self._bubblewrap,
-                self._interpreter,
+                self.interpreter,
                 self._limits,
                 seccomp=self._seccomp,
                 supervisor=self._supervisor,

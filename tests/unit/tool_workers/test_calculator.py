@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from rollstream.tool_workers.builtin_tools.calculator import calculator
+from rollstream.tool_workers.functions import ToolError
+from rollstream.tool_workers.registry import load_tools
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("123 + 456", "579"),
+        ("2*(3+4)/5", "2.8"),
+        ("6 / 2", "3.0"),
+        ("0.1 + 0.2", "0.30000000000000004"),
+        ("-7 // 2", "-4"),
+        ("7 % 3", "1"),
+        ("2 ** 100", "1267650600228229401496703205376"),
+        ("-5 ** 2", "-25"),
+        ("2 ** -1", "0.5"),
+        (" 1_000 + 1 ", "1001"),
+    ],
+)
+async def test_arithmetic(expression: str, expected: str) -> None:
+    assert await calculator(expression) == expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("1 / 0", "division by zero"),
+        ("1 // 0", "division by zero"),
+        ("9**9**9", "too large"),
+        ("10**10000000", "too large"),
+        ("(2**4000)*(2**4000)", "too large"),
+        ("1e308 * 10", "too large"),
+        ("10.0**1000", "too large"),
+        ("(-1) ** 0.5", "not a real number"),
+        ("2^10", r"use \*\* for powers"),
+        ("'a' * 10**10", "only numbers"),
+        ("[1] * 10**9", "only numbers"),
+        ("True + 1", "only numbers"),
+        ("1 << 10**9", "only numbers"),
+        ("1 == 1", "only numbers"),
+        ("x + 1", "only numbers"),
+        ("factorial(10**7)", "only numbers"),
+        ("(1)(2)", "only numbers|not a valid"),
+        ("(lambda: 1)()", "only numbers"),
+        ("__import__('os').system('true')", "only numbers"),
+        ("().__class__.__bases__[0].__subclasses__()", "only numbers"),
+        ("", "only numbers"),
+        ("1; 2", "not a valid"),
+        ("1 if", "not a valid"),
+        ("2 \u00d7 3", "not a valid"),
+        ("\x00", "not a valid"),
+        ("\ud800", "not a valid"),
+        ("(" * 300 + "1" + ")" * 300, "not a valid|too deeply"),
+        ("1" * 1001, "at most 1000"),
+    ],
+)
+async def test_what_is_no_arithmetic_is_refused_at_once_and_in_words(expression: str, message: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ToolError, match=message) as refused:
+        await calculator(expression)
+    assert time.monotonic() - started < 0.5
+    assert "0x" not in str(refused.value)  # no addresses: the same call gives the same text
+
+
+def test_the_calculator_looks_to_a_model_as_it_was_trained_on() -> None:
+    (spec,) = load_tools(["calculator"]).specs()
+    assert spec.description == "Evaluate an arithmetic expression."
+    assert spec.parameters == {
+        "type": "object",
+        "properties": {"expression": {"type": "string"}},
+        "required": ["expression"],
+    }
+    assert not spec.is_stateful
+
+
+def test_a_deep_sum_is_added_or_refused() -> None:
+    assert asyncio.run(calculator("1+" * 400 + "1")) == "401"
