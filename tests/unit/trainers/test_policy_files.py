@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_nothing_that_counts(weights: Path, tmp_path: Path, m
     def full(source: str, target: str, **_: object) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
 
-    monkeypatch.setattr(shutil, "copy2", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(PolicyFilesError, match="No space left on device"):
         write_policy(weights, str(tmp_path / "store" / "v1"))
     assert list((tmp_path / "store").iterdir()) == []

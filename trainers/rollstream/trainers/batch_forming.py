@@ -27,7 +27,16 @@ Drop = Literal["failed", "stale", "zero_variance"]
 class BatchFormer:
     """The whole decision part of a stream; the shell feeds it and publishes what it says."""
 
-    def __init__(self, settings: TrainerSettings, topic: str, state: StreamState | None = None) -> None:
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        topic: str,
+        state: StreamState | None = None,
+        *,
+        awaits_evaluations: bool = False,
+    ) -> None:
+        """``awaits_evaluations``: the end of training waits for evaluation groups that were emitted before it."""
+        self._awaits_evaluations = awaits_evaluations
         self._settings = settings
         self._topic = topic
         closed = {run: IntervalSet(intervals) for run, intervals in state.closed.items()} if state else {}
@@ -186,7 +195,9 @@ class BatchFormer:
         limit = self._settings.max_batches
         if limit is not None and self._counts.batches >= limit:
             return True
-        return self._groups.is_exhausted() and not any(group.is_train for group in self._groups.ready())
+        if not self._groups.is_exhausted() or any(group.is_train for group in self._groups.ready()):
+            return False
+        return not (self._awaits_evaluations and self._groups.awaits_evaluations())
 
     def finish_batch(self) -> None:
         """The trainer is done with every batch delivered so far."""

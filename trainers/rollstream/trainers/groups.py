@@ -189,6 +189,14 @@ class GroupAssembler:
             run.is_finished and self.unsettled_groups(run_id, run.groups_emitted) == 0 for run_id, run in runs.items()
         )
 
+    def awaits_evaluations(self) -> bool:
+        """Whether an emitted group of an evaluation run is neither closed nor ready."""
+        return any(
+            self.unsettled_groups(run_id, run.groups_emitted) > 0
+            for run_id, run in self._runs.items()
+            if not run.is_train
+        )
+
     def unsettled_groups(self, run_id: str, groups_emitted: int) -> int:
         """Groups of the run that are neither closed nor ready."""
         closed = self._closed.get(run_id, IntervalSet())

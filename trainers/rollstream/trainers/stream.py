@@ -52,7 +52,8 @@ class AsyncTrajectoryStream:
 
     Each training group is delivered or dropped once: complete in any status, or cut at its deadline; the one that would
     be too old first comes first. The iteration ends after ``max_batches``, or when every training run is finished
-    and all its groups are closed; the last batch may then be smaller.
+    and all its groups are closed; the last batch may then be smaller. With ``on_evaluation`` it also waits for the
+    evaluation groups that were emitted by then.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class AsyncTrajectoryStream:
         self._control = ControlFollower(self._kafka)
         self._publisher = Publisher(self._kafka, profile="durable")
         self._dead_letters = DeadLetterOffice(self._kafka, role="trainer", worker_id=self.settings.trainer_id)
-        self._former = BatchFormer(self.settings, self._log.topic)
+        self._former = self._new_former(None)
         self._restored: StreamState | None = None
         self._has_begun = False
         self._fetched: deque[Record] = deque()
@@ -172,7 +173,7 @@ class AsyncTrajectoryStream:
         if self._has_begun:
             raise SettingsError("load_state_dict() after the first batch or policy: call it right after opening")
         self._restored = StreamState.from_dict(state, topic=self._log.topic, run_id=self.settings.run_id)
-        self._former = BatchFormer(self.settings, self._log.topic, self._restored)
+        self._former = self._new_former(self._restored)
 
     async def commit(self) -> None:
         """Show the present positions as offsets of the consumer group; for dashboards, nothing starts from them."""
@@ -181,6 +182,10 @@ class AsyncTrajectoryStream:
     def stats(self) -> StreamStats:
         """Counters and sizes now."""
         return self._former.stats()
+
+    def _new_former(self, state: StreamState | None) -> BatchFormer:
+        awaits_evaluations = self._on_evaluation is not None
+        return BatchFormer(self.settings, self._log.topic, state, awaits_evaluations=awaits_evaluations)
 
     async def _begin(self) -> None:
         if self._has_begun:

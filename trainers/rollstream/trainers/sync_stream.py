@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
@@ -40,19 +41,23 @@ class TrajectoryStream:
         self._evaluations: deque[TrajectoryGroup] = deque()
         on_loop = self._evaluations.append if on_evaluation is not None else None
         self._stream = AsyncTrajectoryStream(kafka, prefix=prefix, on_evaluation=on_loop, **options)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run_loop, name="rollstream-trajectories", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         self._opened: Future[None] = Future()
         self._close: asyncio.Event | None = None
         self._owner: Future[None] | None = None
 
     def __enter__(self) -> TrajectoryStream:
+        loop = self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=loop.run_forever, name="rollstream-trajectories", daemon=True)
         self._thread.start()
-        self._owner = asyncio.run_coroutine_threadsafe(self._own_stream(), self._loop)
+        self._owner = asyncio.run_coroutine_threadsafe(self._own_stream(), loop)
         try:
             self._opened.result()
         except BaseException:
             self._owner.cancel()
+            with suppress(BaseException):
+                self._owner.result()
             self._stop_loop()
             raise
         return self
@@ -62,6 +67,7 @@ class TrajectoryStream:
     ) -> None:
         assert self._close is not None
         assert self._owner is not None
+        assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(self._close.set)
             self._owner.result()
@@ -118,7 +124,7 @@ class TrajectoryStream:
             raise
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self._owner is None or self._owner.done():
+        if self._loop is None or self._owner is None or self._owner.done():
             coroutine.close()
             if self._owner is not None:
                 self._owner.result()
@@ -132,11 +138,9 @@ class TrajectoryStream:
             future.cancel()
             raise
 
-    def _run_loop(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
     def _stop_loop(self) -> None:
+        assert self._loop is not None
+        assert self._thread is not None
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

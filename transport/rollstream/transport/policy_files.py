@@ -275,6 +275,9 @@ def _file_system(uri: str) -> tuple[Any, str]:
 
 def _explained(error: Exception) -> str:
     """What failed, with the name of the file where the system told it."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        _, target, why = error.args[0][0]
+        return f"{why} ({os.fsdecode(target)!r})"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror or error} ({os.fsdecode(error.filename)!r})"
     return str(error) or repr(error)
