@@ -144,7 +144,17 @@ def test_repeated_records_and_the_order_of_partitions_change_no_figure(shuffle: 
     found = summarise(mixed, name="n", seed=1, steps=2, wall_s=3)
     assert found.duplicates_dropped == count
     assert (found.reward_first, found.reward_last) == (expected.reward_first, expected.reward_last)
+    assert (found.reward_first_in_log, found.reward_last_in_log) == (found.reward_first, found.reward_last)
     assert found.trajectories_produced == expected.trajectories_produced == count
+
+
+def test_long_episodes_that_end_last_do_not_make_a_policy_look_better() -> None:
+    flow = Flow(TaskLedger())
+    for place, index in enumerate([*range(0, 80, 2), *range(1, 80, 2)]):
+        flow.see(trajectory(index, reward=float(index % 2)), (place, 0, place))
+    summary = summarise(flow, name="n", seed=1, steps=2, wall_s=3)
+    assert (summary.reward_first, summary.reward_last) == (0.5, 0.5)
+    assert (summary.reward_first_in_log, summary.reward_last_in_log) == (0.0, 1.0)
 
 
 def test_an_empty_run_has_a_summary(tmp_path: Path) -> None:

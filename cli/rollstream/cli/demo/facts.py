@@ -16,6 +16,7 @@ class TrajectoryFacts:
 
     Attributes:
         log_order: (broker timestamp in ms, partition, offset); partitions have no order among one another but time.
+        task_order: (group index, member index): the order in which the tasks were emitted.
         reward: None when it was not scored (failed by infrastructure).
         has_tool_call: at least one well-formed tool call was made.
         is_well_formed: no turn was malformed.
@@ -25,6 +26,7 @@ class TrajectoryFacts:
     """
 
     log_order: tuple[int, int, int]
+    task_order: tuple[int, int]
     trajectory_id: str
     status: Status
     reward: float | None
@@ -48,6 +50,7 @@ def trajectory_facts(
     comparable = newest is not None and newest.lineage == trajectory.lineage
     return TrajectoryFacts(
         log_order=log_order,
+        task_order=(trajectory.group_index, trajectory.member_index),
         trajectory_id=trajectory.trajectory_id,
         status=trajectory.status,
         reward=trajectory.reward,

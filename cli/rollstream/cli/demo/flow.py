@@ -98,6 +98,14 @@ class Flow:
         """All trajectories in the order in which the broker took them."""
         return sorted(self.facts, key=lambda fact: fact.log_order)
 
+    def in_task_order(self) -> list[TrajectoryFacts]:
+        """All trajectories in the order in which their tasks were emitted.
+
+        What is compared over time is compared in this order: in the log, short episodes of a batch come before long
+        ones, so that its beginning says more about short episodes than about an early policy.
+        """
+        return sorted(self.facts, key=lambda fact: fact.task_order)
+
     @property
     def policy_versions(self) -> int:
         """Versions published so far."""
@@ -106,7 +114,7 @@ class Flow:
     def snapshot(self, now_s: float) -> FlowSnapshot:
         """The flow at ``now_s`` (unix seconds)."""
         recent = self.facts[-RECENT_TRAJECTORIES:]
-        curve = [mean_reward(part) for part in split_evenly(self.facts, CURVE_POINTS)]
+        curve = [mean_reward(part) for part in split_evenly(self.in_task_order(), CURVE_POINTS)]
         trainer = self.trainer
         return FlowSnapshot(
             tasks_emitted=self.ledger.emitted,

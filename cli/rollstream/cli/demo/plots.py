@@ -29,7 +29,7 @@ def curve(
 
 
 def draw_curves(facts: Sequence[TrajectoryFacts], path: Path, title: str) -> None:
-    """Draw reward, tool-call rate, well-formed rate, policy version and staleness over trajectories (log order)."""
+    """Draw reward, tool-call rate, well-formed rate, policy version and staleness over trajectories (order of tasks)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def draw_curves(facts: Sequence[TrajectoryFacts], path: Path, title: str) -> Non
     rates.grid(alpha=0.3)
     versions.plot([fact.policy_version for fact in facts], drawstyle="steps-post", label="oldest policy version")
     versions.plot([fact.staleness for fact in facts], drawstyle="steps-post", label="staleness on arrival", alpha=0.7)
-    versions.set_xlabel("trajectories in log order")
+    versions.set_xlabel("trajectories in the order of their tasks")
     versions.legend(loc="upper left")
     versions.grid(alpha=0.3)
     picture.savefig(path, dpi=120)

@@ -15,9 +15,11 @@ EDGE_SHARE = 0.1
 
 @dataclass(frozen=True)
 class RunSummary:
-    """``summary.json``. First and last mean the first and last tenth of the trajectories in log order.
+    """``summary.json``. First and last mean the first and last tenth of the trajectories, by the order of their tasks.
 
     Attributes:
+        reward_first_in_log: the same over the first tenth in log order, where short episodes of a batch come first.
+        reward_last_in_log: the same over the last tenth in log order.
         trajectories_produced: distinct trajectories in the log.
         trajectories_consumed: those in groups the trainer has taken, dropped groups included.
         duplicates_dropped: records in the log beyond the first with their id.
@@ -32,6 +34,8 @@ class RunSummary:
     steps: int
     reward_first: float | None
     reward_last: float | None
+    reward_first_in_log: float | None
+    reward_last_in_log: float | None
     tool_call_rate_first: float | None
     tool_call_rate_last: float | None
     well_formed_rate_first: float | None
@@ -62,8 +66,9 @@ def summarise(
     flow: Flow, *, name: str, seed: int, steps: int, wall_s: float, phases_s: dict[str, float] | None = None
 ) -> RunSummary:
     """The figures of a run from everything that was read of its topics."""
-    facts = flow.in_log_order()
+    facts = flow.in_task_order()
     first, last = edges(facts)
+    first_in_log, last_in_log = edges(flow.in_log_order())
     trainer = flow.trainer
     group_size = flow.ledger.group_size
     return RunSummary(
@@ -72,6 +77,8 @@ def summarise(
         steps=steps,
         reward_first=_rounded(mean_reward(first)),
         reward_last=_rounded(mean_reward(last)),
+        reward_first_in_log=_rounded(mean_reward(first_in_log)),
+        reward_last_in_log=_rounded(mean_reward(last_in_log)),
         tool_call_rate_first=_rounded(tool_call_rate(first)),
         tool_call_rate_last=_rounded(tool_call_rate(last)),
         well_formed_rate_first=_rounded(well_formed_rate(first)),
