@@ -30,7 +30,7 @@ from rollstream.producers.settings import ProducerSettings
 from rollstream.producers.task_building import Prompt, Rejection, build_group, group_task_ids
 from rollstream.producers.task_log import TaskLog, check_log, read_task_log
 from rollstream.schemas.control import Pause, ProducerProgress, TrainerProgress
-from rollstream.schemas.errors import RollstreamError
+from rollstream.schemas.errors import RollstreamError, SettingsError
 from rollstream.schemas.ids import group_partition
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.transport.control import ControlFollower, control_key
@@ -42,7 +42,10 @@ logger = logging.getLogger(__name__)
 REPORT_INTERVAL_S = 0.5
 PACE_POLL_S = 0.5
 """A stop is noticed after this long while waiting for the trainer."""
+PUBLISH_DEADLINE_S = 600.0
+"""A broker that is away longer than this ends the producer; running it again goes on."""
 _CHUNK_PROMPTS = 256
+_MAX_LOGGED_REJECTIONS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,8 @@ class _Emission:
         check_log(run_id, recorded, self._log, topic=self._kafka.topic("tasks"))
         if recorded is None:
             self._start_offsets = self._log.end_offsets
+        grows = recorded is not None and recorded.is_finished and self._plan.prompts_total > recorded.groups_emitted
+        if recorded is None or grows:
             await self._announce_once()
         logger.info("run %s: %d tasks are already there", run_id, len(self._log.task_ids))
 
@@ -230,7 +235,7 @@ class _Emission:
 
     async def _send(self, task: RolloutTask) -> None:
         partition = group_partition(task.group_id, self._log.partitions)
-        await self._publisher.publish(task, key=task.group_id, partition=partition)
+        await self._publisher.publish(task, key=task.group_id, partition=partition, deadline_s=PUBLISH_DEADLINE_S)
 
     def _finish_group(self, group_index: int) -> None:
         self._acknowledged.add(group_index)
@@ -263,7 +268,7 @@ class _Emission:
             fingerprints=self._fingerprints,
             start_offsets=self._start_offsets,
         )
-        await self._publisher.publish(message, key=control_key(message))
+        await self._publisher.publish(message, key=control_key(message), deadline_s=PUBLISH_DEADLINE_S)
 
 
 class _Rejects:
@@ -276,8 +281,11 @@ class _Rejects:
 
     def __enter__(self) -> _Rejects:
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8")
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("w", encoding="utf-8")
+            except OSError as error:
+                raise SettingsError(f"cannot write the rejects file {str(self._path)!r}: {error}") from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -289,7 +297,8 @@ class _Rejects:
         if rejection.place in self._places:
             return
         self._places.add(rejection.place)
-        logger.warning("row left out: %s", rejection)
+        if len(self._places) <= _MAX_LOGGED_REJECTIONS:
+            logger.warning("row left out: %s", rejection)
         if self._file is not None:
             json.dump({"place": rejection.place, "column": rejection.column, "rule": rejection.rule}, self._file)
             self._file.write("\n")

@@ -263,6 +263,14 @@ async def test_the_limit_of_the_trainer_and_a_pause_are_followed(data: Path, kaf
     assert len(await all_tasks(kafka)) == 80
 
 
+async def test_a_rejects_file_that_cannot_be_written_stops_before_anything_is_sent(
+    data: Path, kafka: KafkaSettings
+) -> None:
+    with pytest.raises(SettingsError, match="cannot write the rejects file"):
+        await emit(options(data, on_bad_row="skip", rejects_path=data / "rejects.jsonl"), kafka)
+    assert await all_tasks(kafka) == []
+
+
 async def test_evaluation_does_not_wait_for_a_trainer(data: Path, kafka: KafkaSettings) -> None:
     done = await emit(options(data, is_paced=None, is_train=False), kafka)
     assert done.state == "finished"

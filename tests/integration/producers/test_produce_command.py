@@ -1,7 +1,10 @@
 """The command as a person types it."""
 
+# ruff: noqa: ASYNC220  -- a test may block its own loop
+
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -51,6 +54,30 @@ async def test_the_command_sends_what_the_log_then_holds(data: Path, kafka: Kafk
     done = rollstream("produce", str(data), "--run", "r", *place, "--limit", "3", cwd=data.parent)
     assert done.returncode == 0, done.stderr
     assert len((await read_task_log(kafka, "r")).task_ids) == 3 * 8
+
+
+@pytest.mark.broker
+async def test_a_producer_killed_in_the_middle_loses_nothing(tmp_path: Path, kafka: KafkaSettings) -> None:
+    rows, group_size = 3000, 8
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(json.dumps({"question": f"What is {n} + {n}?"}) + "\n" for n in range(rows)))
+    arguments = ["produce", str(many), "--run", "r", "--no-pace", "--group-size", str(group_size)]
+    arguments += ["--bootstrap", kafka.bootstrap, "--prefix", kafka.prefix]
+    process = subprocess.Popen([sys.executable, "-m", "rollstream.cli.main", *arguments], stderr=subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(60):
+            while (await read_task_log(kafka, "r")).records_read < 1000:
+                assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    left = await read_task_log(kafka, "r")
+    assert len(left.task_ids) < rows * group_size, "it was killed too late to show anything"
+    done = rollstream(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    log = await read_task_log(kafka, "r")
+    assert len(log.task_ids) == rows * group_size
+    assert log.records_read - len(log.task_ids) <= 64 * group_size, "only sends under way may have been repeated"
 
 
 def test_a_dry_run_shows_prompts_and_needs_no_broker(data: Path) -> None:
