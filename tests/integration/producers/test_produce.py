@@ -294,11 +294,11 @@ async def test_reading_what_is_there_takes_a_moment(data: Path, kafka: KafkaSett
     assert (again.tasks_found, again.tasks_sent) == (10_000, 0)
 
 
-GSM8K_PLACES = (os.environ.get("ROLLSTREAM_TEST_GSM8K"), "../shared/data/gsm8k/test.jsonl")
+GSM8K_PLACES = (os.environ.get("GSM8K_TEST_FILE"), "../shared/data/gsm8k/test.jsonl")
 GSM8K = next((Path(place) for place in GSM8K_PLACES if place and Path(place).is_file()), None)
 
 
-@pytest.mark.skipif(GSM8K is None, reason="needs the GSM8K test file: set ROLLSTREAM_TEST_GSM8K to its path")
+@pytest.mark.skipif(GSM8K is None, reason="needs the GSM8K test file: set GSM8K_TEST_FILE to its path")
 async def test_the_whole_of_gsm8k_goes_in(kafka: KafkaSettings) -> None:
     assert GSM8K is not None
     done = await emit(options(GSM8K, group_size=8), kafka)
