@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -111,9 +112,11 @@ def test_declarations_that_cannot_work_are_refused() -> None:
     def no_docstring(text: str) -> str:
         return text
 
-    def no_annotation(text):  # type: ignore[no-untyped-def]  # pyright: ignore  -- what the test is about
+    def no_annotation(text: str) -> str:
         """Say it."""
         return text
+
+    del no_annotation.__annotations__["text"]
 
     def anything(*texts: str) -> str:
         """Say them."""
@@ -127,14 +130,15 @@ def test_declarations_that_cannot_work_are_refused() -> None:
         """
         return text
 
-    for function, message in (
+    cases: list[tuple[Callable[..., str], str]] = [
         (no_docstring, "no docstring"),
         (no_annotation, "'text' has no annotation"),
         (anything, "'texts' cannot be given by name"),
         (wrong_names, "describes \\['txt'\\]"),
-    ):
+    ]
+    for function, message in cases:
         with pytest.raises(SettingsError, match=message):
-            tool(function)  # pyright: ignore[reportUnknownArgumentType]  -- one of them has no annotation
+            tool(function)
     with pytest.raises(SettingsError, match="takes no parameter of type Sandbox"):
         tool(stateful=True)(wrong_names)
     with pytest.raises(SettingsError, match="timeout_s is 0"):

@@ -46,12 +46,21 @@ class SandboxPool:
         opener: starts sandboxes.
         max_open: when they are all taken, new ones wait.
         reclaim: asked for a session that may be closed to make room; None: there is none.
+        reclaim_interval_s: how often it is asked while somebody waits.
     """
 
-    def __init__(self, opener: SandboxOpener, *, max_open: int, reclaim: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        opener: SandboxOpener,
+        *,
+        max_open: int,
+        reclaim: Callable[[], str | None],
+        reclaim_interval_s: float = RECLAIM_INTERVAL_S,
+    ) -> None:
         self._opener = opener
         self._places = asyncio.Semaphore(max_open)
         self._reclaim = reclaim
+        self._reclaim_interval_s = reclaim_interval_s
         self._entries: dict[str, _Entry] = {}
 
     def __len__(self) -> int:
@@ -103,7 +112,7 @@ class SandboxPool:
     async def _open(self) -> ClosableSandbox:
         while True:
             try:
-                async with asyncio.timeout(RECLAIM_INTERVAL_S if self._places.locked() else None):
+                async with asyncio.timeout(self._reclaim_interval_s if self._places.locked() else None):
                     await self._places.acquire()
                 break
             except TimeoutError:

@@ -159,6 +159,14 @@ class ToolWorker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Receive, handle, drain."""
+        try:
+            await self._work(stop)
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from failures  # the first one cancelled the others
+        self._state = "stopped"
+        await say(self._publisher, self._status())
+
+    async def _work(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             background = [
                 group.create_task(self._intake.run()),
@@ -171,8 +179,6 @@ class ToolWorker:
             await self._drain()
             for task in background:
                 task.cancel()
-        self._state = "stopped"
-        await say(self._publisher, self._status())
 
     async def _receive(self, group: asyncio.TaskGroup) -> None:
         try:

@@ -64,7 +64,7 @@ class ToolWorkerSettings(BaseModel):
     """`unsafe-local` runs model-written code as an ordinary child process, without any isolation."""
     sandbox: SandboxSettings = Field(default_factory=SandboxSettings)
     """Limits of one sandbox."""
-    max_running_calls: int = Field(default=64, ge=1)
+    max_running_calls: int = Field(default=256, ge=1)
     """Calls running at once."""
     max_running_programs: int = Field(default=0, ge=0)
     """Sandboxed calls running at once; 0: four per core."""

@@ -134,9 +134,19 @@ class ToolClient:
             consumer = await start_consumer(self._kafka, auto_offset_reset="latest")
             stack.push_async_callback(consumer.stop)
             await self._take_position(consumer)
-            group = await stack.enter_async_context(asyncio.TaskGroup())
+            group = asyncio.TaskGroup()
+            await group.__aenter__()
             reader = group.create_task(self._read_answers(consumer))
-            stack.callback(reader.cancel)
+
+            async def end_reading(
+                _: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+            ) -> bool | None:
+                # The group is told only of a cancellation, which may be its own doing; it would wrap anything else.
+                reader.cancel()
+                told = exc if isinstance(exc, asyncio.CancelledError) else None
+                return await group.__aexit__(type(told) if told else None, told, tb if told else None)
+
+            stack.push_async_exit(end_reading)
             self._stack = stack.pop_all()
         return self
 

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from rollstream.schemas.errors import IsolationError
+from rollstream.tool_workers.sandbox.replies import Execution
+from rollstream.tool_workers.sandbox_pool import SandboxPool
+
+
+class FakeSandbox:
+    """Counts its closings."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    async def bash(self, command: str, *, timeout_s: float) -> Execution:
+        raise NotImplementedError
+
+    async def python(self, source: str, *, timeout_s: float) -> Execution:
+        raise NotImplementedError
+
+    async def run(self, *arguments: str, timeout_s: float) -> Execution:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+class FakeOpener:
+    """Opens fakes, when told to."""
+
+    def __init__(self) -> None:
+        self.opened: list[FakeSandbox] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failure: IsolationError | None = None
+
+    async def open(self) -> FakeSandbox:
+        await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.opened.append(FakeSandbox())
+        return self.opened[-1]
+
+
+def new_pool(opener: FakeOpener, max_open: int = 2, reclaimable: list[str] | None = None) -> SandboxPool:
+    idle = reclaimable or []
+    return SandboxPool(
+        opener, max_open=max_open, reclaim=lambda: idle.pop(0) if idle else None, reclaim_interval_s=0.01
+    )
+
+
+async def test_siblings_that_come_first_share_one_sandbox() -> None:
+    opener = FakeOpener()
+    pool = new_pool(opener)
+    first, second = await asyncio.gather(pool.of_session("s"), pool.of_session("s"))
+    assert first is second
+    assert len(opener.opened) == len(pool) == 1
+
+
+async def test_at_most_so_many_are_open_and_the_next_waits() -> None:
+    opener = FakeOpener()
+    pool = new_pool(opener, max_open=1)
+    one = await pool.for_one_call()
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(pool.of_session("s"))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await pool.discard(one)
+    assert waiting.result() is opener.opened[1]
+    assert opener.opened[0].closed == 1
+
+
+async def test_an_idle_session_makes_room() -> None:
+    opener = FakeOpener()
+    pool = new_pool(opener, max_open=1, reclaimable=["idle"])
+    await pool.of_session("idle")
+    await pool.of_session("busy")
+    assert [each.closed for each in opener.opened] == [1, 0]
+    assert len(pool) == 1
+
+
+async def test_a_sandbox_that_does_not_start_gives_its_place_back() -> None:
+    opener = FakeOpener()
+    opener.failure = IsolationError("no")
+    pool = new_pool(opener, max_open=1)
+    with pytest.raises(IsolationError):
+        await pool.of_session("s")
+    opener.failure = None
+    await pool.of_session("s")
+
+
+async def test_a_session_closed_while_it_opens_is_closed_when_it_is_open() -> None:
+    opener = FakeOpener()
+    opener.gate.clear()
+    pool = new_pool(opener, max_open=1)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(pool.of_session("s"))
+        await asyncio.sleep(0)
+        await pool.close("s")
+        opener.gate.set()
+    assert opener.opened[0].closed == 1
+    await pool.of_session("another")
+
+
+async def test_closing_all_closes_each_once() -> None:
+    opener = FakeOpener()
+    pool = new_pool(opener)
+    await pool.of_session("a")
+    await pool.of_session("b")
+    await pool.close_all()
+    await pool.close("a")
+    assert [each.closed for each in opener.opened] == [1, 1]
