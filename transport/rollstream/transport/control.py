@@ -37,6 +37,7 @@ from rollstream.schemas.errors import InvalidMessageError, TransientError
 from rollstream.transport.clients import start_consumer, stop_quietly
 from rollstream.transport.records import Record, decode_record, record_place
 from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.unreadable import read_past_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -193,8 +194,11 @@ class ControlFollower:
                 await asyncio.sleep(RETRY_S)
 
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
-        batches = await consumer.getmany(self._partition, timeout_ms=int(POLL_S * 1000))
-        records = cast("list[Record]", batches.get(self._partition, []))
+        try:
+            batches = await consumer.getmany(self._partition, timeout_ms=int(POLL_S * 1000))
+            records = cast("list[Record]", batches.get(self._partition, []))
+        except UnicodeDecodeError:
+            records = await read_past_unreadable(consumer, self._partition, timeout_s=POLL_S)
         for record in records:
             self._take(record)
         if records:
