@@ -94,7 +94,7 @@ def summary_panel(summary: RunSummary, folder: str) -> RenderableType:
         ),
         ("policy versions", f"{summary.policy_versions}, greatest staleness {summary.max_staleness}"),
         ("speed", f"{summary.tokens_per_s:.0f} sampled tokens/s, {summary.wall_s:.0f} s in all"),
-        ("files", f"{folder}: summary.json, curves.png, trajectories.parquet, logs/"),
+        ("files", f"{folder}: summary.json, curves.png, trajectories/, logs/"),
     )
     for label, value in rows:
         table.add_row(Text(label, style="dim"), Text(value))

@@ -160,8 +160,10 @@ def demo_processes(options: DemoOptions, kafka: KafkaSettings, model: Path, sett
         str(options.seed),
         "--run-id",
         options.name,
-        "--out",
-        str(options.folder / "policies"),
+        "--run-dir",
+        str(options.folder),
+        "--groups-per-batch",
+        str(GROUPS_PER_BATCH),
     )
     return [
         ProcessSpec("rollout-worker", rollstream_command(line, kafka, "rollout-worker"), logs / "rollout-worker.log"),

@@ -29,7 +29,7 @@ def curve(
 
 
 def draw_curves(facts: Sequence[TrajectoryFacts], path: Path, title: str) -> None:
-    """Draw reward, tool-call rate, well-formed rate, policy version and staleness over trajectories (order of tasks)."""
+    """Draw reward, tool-call rate, well-formed rate, version and staleness over trajectories in the order of tasks."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -63,9 +63,16 @@ def edges(facts: Sequence[TrajectoryFacts]) -> tuple[Sequence[TrajectoryFacts], 
 
 
 def summarise(
-    flow: Flow, *, name: str, seed: int, steps: int, wall_s: float, phases_s: dict[str, float] | None = None
+    flow: Flow,
+    *,
+    name: str,
+    seed: int,
+    steps: int,
+    wall_s: float,
+    trained_staleness: int = 0,
+    phases_s: dict[str, float] | None = None,
 ) -> RunSummary:
-    """The figures of a run from everything that was read of its topics."""
+    """The figures of a run from everything that was read of its topics, and from what the trainer said of staleness."""
     facts = flow.in_task_order()
     first, last = edges(facts)
     first_in_log, last_in_log = edges(flow.in_log_order())
@@ -90,7 +97,7 @@ def summarise(
         failed=sum(fact.status == "failed" for fact in facts),
         policy_versions=flow.policy_versions,
         tokens_per_s=round(tokens_per_s(facts), 1),
-        max_staleness=max((fact.staleness for fact in facts), default=0),
+        max_staleness=max(trained_staleness, *(fact.staleness for fact in facts), 0),
         wall_s=round(wall_s, 1),
         phases_s={phase: round(seconds, 1) for phase, seconds in (phases_s or {}).items()},
     )
