@@ -9,6 +9,8 @@ from typing import Literal
 from rollstream.schemas.control import Pause, ProducerProgress, TrainerProgress
 
 PaceState = Literal["emitting", "waiting_for_trainer", "paused"]
+Pacing = Literal["free", "follow", "wait"]
+"""``free``: no limit. ``follow``: the trainer's limit, once there is a trainer. ``wait``: nothing before its first limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +29,16 @@ class Pace:
 def decide_pace(
     groups_emitted: int,
     *,
-    is_paced: bool,
+    pacing: Pacing,
     trainer: TrainerProgress | None,
     pause: Pause | None,
     groups_of_other_runs: int = 0,
 ) -> Pace:
     """Whether the next group may go out after ``groups_emitted`` groups of this run.
 
-    A paced producer without a trainer waits: what it would emit before the first limit is known would be too old
-    when the trainer gets to it. The limit is shared by all training runs on the same topics.
+    The limit is shared by all training runs on the same topics.
     """
-    allowed = _groups_allowed(is_paced, trainer, groups_of_other_runs)
+    allowed = _groups_allowed(pacing, trainer, groups_of_other_runs)
     if pause is not None and pause.is_paused:
         return Pace("paused", allowed)
     if allowed is not None and groups_emitted >= allowed:
@@ -50,11 +51,11 @@ def groups_of_other_runs(progresses: Iterable[ProducerProgress], run_id: str) ->
     return sum(p.groups_emitted for p in progresses if p.run_id != run_id and p.is_train)
 
 
-def _groups_allowed(is_paced: bool, trainer: TrainerProgress | None, groups_of_other_runs: int) -> int | None:
-    if not is_paced:
+def _groups_allowed(pacing: Pacing, trainer: TrainerProgress | None, groups_of_other_runs: int) -> int | None:
+    if pacing == "free":
         return None
     if trainer is None:
-        return 0
+        return 0 if pacing == "wait" else None
     if trainer.emit_limit is None:
         return None
     return max(0, trainer.emit_limit - groups_of_other_runs)

@@ -207,7 +207,7 @@ class _Emission:
             trainer, pause = self._control.latest(TrainerProgress), self._control.latest(Pause)
             pace = decide_pace(
                 group_index,
-                is_paced=self._settings.follows_trainer,
+                pacing=self._settings.pacing,
                 trainer=trainer[0] if trainer else None,
                 pause=pause[0] if pause else None,
                 groups_of_other_runs=groups_of_other_runs(

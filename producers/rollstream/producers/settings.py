@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
+from rollstream.producers.pacing import Pacing
 from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.rules import check_limits, check_sampling
 from rollstream.schemas.tasks import EpisodeLimits, SamplingParams, ToolSpec
@@ -109,7 +110,8 @@ class ProducerSettings(BaseModel):
     rejects_path: Path | None = None
     """JSONL file that gets place, column and rule of every bad row."""
     is_paced: bool | None = None
-    """Wait for the trainer's limit; by default for training runs and not for evaluation."""
+    """true: wait for a trainer and keep to its limit; false: never. By default a training run keeps to the limit as soon
+    as there is a trainer, and evaluation never does."""
     max_groups_in_flight: int = Field(default=64, ge=1, le=4096)
     """Groups sent and not yet acknowledged."""
 
@@ -127,6 +129,8 @@ class ProducerSettings(BaseModel):
         return specs
 
     @property
-    def follows_trainer(self) -> bool:
-        """Whether the trainer's ``emit_limit`` holds for this run."""
-        return self.is_train if self.is_paced is None else self.is_paced
+    def pacing(self) -> Pacing:
+        """How the trainer's ``emit_limit`` holds for this run."""
+        if self.is_paced is None:
+            return "follow" if self.is_train else "free"
+        return "wait" if self.is_paced else "free"

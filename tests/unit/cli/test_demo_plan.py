@@ -50,7 +50,7 @@ def test_there_are_more_prompts_than_the_trainer_can_take(tmp_path: Path) -> Non
     assert len(rows) > 3 * GROUPS_PER_BATCH
     assert all(row["prompt"] and int(row["answer"]) is not None for row in rows)
     settings = producer_settings(run, run.folder / "tasks.jsonl")
-    assert (settings.run_id, settings.group_size, settings.follows_trainer) == ("x", 8, True)
+    assert (settings.run_id, settings.group_size, settings.pacing) == ("x", 8, "wait")
 
 
 def test_other_seeds_have_other_tasks(tmp_path: Path) -> None:

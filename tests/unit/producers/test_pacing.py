@@ -22,28 +22,32 @@ def progress(run_id: str, groups: int, *, is_train: bool = True) -> ProducerProg
 def test_a_paced_producer_stops_exactly_at_what_is_left_of_the_limit(limit: int, others: int) -> None:
     emitted = 0
     while decide_pace(
-        emitted, is_paced=True, trainer=trainer(limit), pause=None, groups_of_other_runs=others
+        emitted, pacing="follow", trainer=trainer(limit), pause=None, groups_of_other_runs=others
     ).state == ("emitting"):
         emitted += 1
     assert emitted == max(0, limit - others)
 
 
 def test_a_paced_producer_waits_for_the_first_trainer() -> None:
-    assert decide_pace(0, is_paced=True, trainer=None, pause=None).state == "waiting_for_trainer"
+    assert decide_pace(0, pacing="wait", trainer=None, pause=None).state == "waiting_for_trainer"
+
+
+def test_without_a_trainer_there_is_no_limit_to_follow() -> None:
+    assert decide_pace(10**6, pacing="follow", trainer=None, pause=None).state == "emitting"
 
 
 def test_a_trainer_without_a_limit_does_not_hold_anybody_up() -> None:
-    pace = decide_pace(10**6, is_paced=True, trainer=trainer(None), pause=None)
+    pace = decide_pace(10**6, pacing="wait", trainer=trainer(None), pause=None)
     assert (pace.state, pace.groups_allowed) == ("emitting", None)
 
 
 def test_an_unpaced_producer_passes_the_limit() -> None:
-    assert decide_pace(10, is_paced=False, trainer=trainer(5), pause=None).state == "emitting"
+    assert decide_pace(10, pacing="free", trainer=trainer(5), pause=None).state == "emitting"
 
 
 def test_a_pause_holds_even_an_unpaced_producer_until_it_is_lifted() -> None:
-    assert decide_pace(0, is_paced=False, trainer=None, pause=Pause(is_paused=True)).state == "paused"
-    assert decide_pace(0, is_paced=False, trainer=None, pause=Pause(is_paused=False)).state == "emitting"
+    assert decide_pace(0, pacing="free", trainer=None, pause=Pause(is_paused=True)).state == "paused"
+    assert decide_pace(0, pacing="free", trainer=None, pause=Pause(is_paused=False)).state == "emitting"
 
 
 def test_only_other_training_runs_count_against_the_limit() -> None:
