@@ -4,6 +4,8 @@
 
 Run again with the same --run-dir, it goes on from its checkpoint: no trajectory is skipped or trained on twice.
 """
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (torch and transformers are annotated in part only)
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (aiokafka is annotated in part only)
 from __future__ import annotations
 
 import asyncio
@@ -203,7 +205,8 @@ async def test_a_policy_is_announced_under_the_trainers_lineage_with_files_that_
         with pytest.raises(PolicyFilesError, match="does not exist"):
             await stream.publish_policy(3, tmp_path / "nowhere")
     async with ControlFollower(kafka) as control:
-        policy, start, progress = (control.latest(t) for t in (PolicyVersion, TrainerStart, TrainerProgress))
+        policy, start = control.latest(PolicyVersion), control.latest(TrainerStart)
+        progress = control.latest(TrainerProgress)
     assert policy is not None
     assert start is not None
     assert progress is not None

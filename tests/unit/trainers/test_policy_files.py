@@ -1,9 +1,14 @@
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# (fsspec is not annotated)
+
 from __future__ import annotations
 
 import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
@@ -29,16 +34,16 @@ def remote() -> str:
 
 
 def test_a_sealed_directory_is_used_where_it_lies(weights: Path, tmp_path: Path) -> None:
-    sha256 = seal_policy(weights)
-    assert fetch_policy(str(weights), sha256, tmp_path / "cache") == weights
-    assert fetch_policy(weights.as_uri(), sha256, tmp_path / "cache") == weights
+    digest = seal_policy(weights)
+    assert fetch_policy(str(weights), digest, tmp_path / "cache") == weights
+    assert fetch_policy(weights.as_uri(), digest, tmp_path / "cache") == weights
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_policy_is_copied_whole(weights: Path, tmp_path: Path) -> None:
     target = tmp_path / "store" / "v1"
-    sha256 = write_policy(weights, str(target))
-    fetched = fetch_policy(str(target), sha256, tmp_path / "cache")
+    digest = write_policy(weights, str(target))
+    fetched = fetch_policy(str(target), digest, tmp_path / "cache")
     assert (fetched / "shards" / "model-1.safetensors").read_bytes() == (
         weights / "shards" / "model-1.safetensors"
     ).read_bytes()
@@ -46,68 +51,76 @@ def test_a_policy_is_copied_whole(weights: Path, tmp_path: Path) -> None:
 
 
 def test_a_remote_policy_is_downloaded_once(weights: Path, remote: str, tmp_path: Path) -> None:
-    sha256 = write_policy(weights, remote)
-    fetched = fetch_policy(remote, sha256, tmp_path / "cache")
+    digest = write_policy(weights, remote)
+    fetched = fetch_policy(remote, digest, tmp_path / "cache")
     assert (fetched / "config.json").read_text() == "{}"
     fsspec.filesystem("memory").rm(remote, recursive=True)
-    assert fetch_policy(remote, sha256, tmp_path / "cache") == fetched
+    assert fetch_policy(remote, digest, tmp_path / "cache") == fetched
 
 
 def test_a_damaged_download_is_fetched_again(weights: Path, remote: str, tmp_path: Path) -> None:
-    sha256 = write_policy(weights, remote)
-    fetched = fetch_policy(remote, sha256, tmp_path / "cache")
+    digest = write_policy(weights, remote)
+    fetched = fetch_policy(remote, digest, tmp_path / "cache")
     (fetched / "config.json").write_text("[]")
-    assert (fetch_policy(remote, sha256, tmp_path / "cache") / "config.json").read_text() == "{}"
+    assert (fetch_policy(remote, digest, tmp_path / "cache") / "config.json").read_text() == "{}"
 
 
 def test_the_cache_keeps_a_few_versions(weights: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
+    fetched: list[Path] = []
     for version in range(KEPT_IN_CACHE + 2):
         (weights / "config.json").write_text(str(version))
         url = f"memory://policies-{uuid4().hex}/v{version}"
-        newest = fetch_policy(url, write_policy(weights, url), cache)
+        fetched.append(fetch_policy(url, write_policy(weights, url), cache))
     assert len(list(cache.iterdir())) == KEPT_IN_CACHE
-    assert newest.is_dir()
+    assert fetched[-1].is_dir()
+
+
+def tear(path: Path) -> None:
+    path.write_bytes(b"short")
+
+
+def corrupt(path: Path) -> None:
+    path.write_bytes(b"x" * 10_000)
 
 
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda path: path.write_bytes(b"short"), "is torn: 5 bytes, 10000 were published"),
-        (lambda path: path.write_bytes(b"x" * 10_000), "is corrupt"),
-        (lambda path: path.unlink(), "cannot be read"),
+        (tear, "is torn: 5 bytes, 10000 were published"),
+        (corrupt, "is corrupt"),
+        (Path.unlink, "cannot be read"),
     ],
-    ids=["torn", "corrupt", "missing"],
 )
-def test_a_file_that_is_not_what_was_published_is_named(weights: Path, tmp_path: Path, damage, complaint: str) -> None:  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
-    sha256 = seal_policy(weights)
+def test_a_file_that_is_not_what_was_published_is_named(
+    weights: Path, tmp_path: Path, damage: Callable[[Path], None], complaint: str
+) -> None:
+    digest = seal_policy(weights)
     damage(weights / "shards" / "model-1.safetensors")
     with pytest.raises(PolicyFilesError, match=rf"model-1\.safetensors'.*{complaint}"):
-        fetch_policy(str(weights), sha256, tmp_path / "cache")
+        fetch_policy(str(weights), digest, tmp_path / "cache")
 
 
 def test_a_directory_written_again_is_another_policy(weights: Path, tmp_path: Path) -> None:
-    sha256 = seal_policy(weights)
+    digest = seal_policy(weights)
     (weights / "config.json").write_text("[]")
-    assert seal_policy(weights) != sha256
+    assert seal_policy(weights) != digest
     with pytest.raises(PolicyFilesError, match="is not the published one"):
-        fetch_policy(str(weights), sha256, tmp_path / "cache")
+        fetch_policy(str(weights), digest, tmp_path / "cache")
 
 
 def test_a_policy_that_is_gone_is_said_to_be_gone(weights: Path, remote: str, tmp_path: Path) -> None:
-    sha256 = seal_policy(weights)
+    digest = seal_policy(weights)
     shutil.rmtree(weights)
     with pytest.raises(PolicyFilesError, match=r"no readable manifest\.json"):
-        fetch_policy(str(weights), sha256, tmp_path / "cache")
+        fetch_policy(str(weights), digest, tmp_path / "cache")
     with pytest.raises(PolicyFilesError, match="was not fetched"):
-        fetch_policy(remote, sha256, tmp_path / "cache")
+        fetch_policy(remote, digest, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == [], "nothing half-fetched stays"
 
 
 @pytest.mark.parametrize("name", ["../escape", "/etc/passwd", ""])
 def test_a_manifest_cannot_name_a_path_outside(weights: Path, tmp_path: Path, name: str) -> None:
-    from hashlib import sha256
-
     body = json.dumps({"files": [{"name": name, "size": 1, "sha256": "0"}]}).encode()
     (weights / MANIFEST).write_bytes(body)
     with pytest.raises(PolicyFilesError, match="a path outside the directory"):

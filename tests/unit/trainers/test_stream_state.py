@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -31,11 +31,9 @@ def test_a_state_dict_is_of_plain_types_that_torch_loads_safely() -> None:
     def check(value: Any) -> None:
         assert type(value) in (dict, list, tuple, str, int, type(None))
         if isinstance(value, dict):
-            for item in value.values():
-                check(item)
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                check(item)
+            value = list(cast("dict[Any, Any]", value).values())
+        for item in cast("list[Any]", value) if isinstance(value, (list, tuple)) else []:
+            check(item)
 
     check(STATE.to_dict())
 

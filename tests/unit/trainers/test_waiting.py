@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rollstream.schemas.control import ProducerProgress, WorkerStatus
+from rollstream.trainers.batch_forming import BatchFormer
+from rollstream.trainers.groups import ArrivingGroup, GroupKey
+from rollstream.trainers.settings import TrainerSettings
+from rollstream.trainers.stream_state import StreamStats
+from rollstream.trainers.waiting import explain_wait
+
+NOTHING: StreamStats = BatchFormer(TrainerSettings(), "t").stats()
+
+
+def worker(worker_id: str, *, updated_at: float, running: int = 0) -> WorkerStatus:
+    return WorkerStatus(
+        worker_id=worker_id, role="rollout-worker", state="running", running=running, updated_at=updated_at
+    )
+
+
+def explained(
+    *,
+    stats: StreamStats = NOTHING,
+    open_groups: int = 0,
+    producers: tuple[ProducerProgress, ...] = (),
+    workers: tuple[WorkerStatus, ...] = (),
+) -> str:
+    groups = [ArrivingGroup(GroupKey("run", index), "g", 2, True, known_since_s=0) for index in range(open_groups)]
+    return explain_wait(
+        12.3,
+        groups_per_batch=4,
+        stats=stats,
+        open_groups=groups,
+        lag_records=3,
+        producers=producers,
+        workers=workers,
+        now_s=100.0,
+    )
+
+
+def test_what_is_there_and_what_is_missing_are_counted() -> None:
+    text = explained(stats=replace(NOTHING, groups_ready=1, groups_open=7), open_groups=7)
+    assert "no batch after 12 s: 1 of 4 groups are complete; 7 are open" in text
+    assert "group 4 of run 'run' lacks members [0, 1], and 2 more" in text
+    assert "3 records in the topic are unread" in text
+
+
+def test_a_producer_that_never_spoke_is_asked_for() -> None:
+    assert "no producer has reported" in explained()
+
+
+def test_producers_and_their_limit_are_named() -> None:
+    done = ProducerProgress(run_id="a", groups_emitted=8, group_size=2, is_finished=True)
+    text = explained(stats=replace(NOTHING, emit_limit=8), producers=(done,))
+    assert "run 'a' has emitted 8 groups and is finished, 8 may be emitted" in text
+
+
+def test_workers_that_fell_silent_are_not_alive() -> None:
+    assert "no rollout worker is alive (1 fell silent)" in explained(workers=(worker("a", updated_at=80),))
+    alive = (worker("a", updated_at=80), worker("b", updated_at=99, running=5))
+    assert "1 rollout workers are alive with 5 running episodes" in explained(workers=alive)
