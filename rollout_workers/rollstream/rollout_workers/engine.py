@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from rollstream.schemas.errors import DataError
+from rollstream.schemas.errors import DataError, EngineError
 from rollstream.schemas.tasks import SamplingParams
 from rollstream.schemas.trajectories import VersionSpan
 
@@ -123,3 +123,40 @@ def tokens_allowed(prompt_ids: Sequence[int], max_tokens: int, max_model_len: in
             f"{max_model_len}, max_tokens {max_tokens}; shorten the prompt or raise max_model_len"
         )
     return min(max_tokens, room)
+
+
+def read_spans(spans: Sequence[tuple[str, int, int]]) -> list[VersionSpan]:
+    """Spans from (label, start, end) triples whose labels are policies as ``str(PolicyRef)`` writes them.
+
+    Raises:
+        EngineError: a label is not ours: somebody else changes this engine's weights.
+    """
+    try:
+        policies = [PolicyRef.parse(label) for label, _, _ in spans]
+    except ValueError as error:
+        raise EngineError(f"the engine's weights carry a foreign label: {error}") from error
+    return [
+        VersionSpan(start, end, policy.version, policy.lineage)
+        for policy, (_, start, end) in zip(policies, spans, strict=True)
+        if end > start
+    ]
+
+
+def checked_generation(
+    ids: list[int], logprobs: list[float], finish_reason: str | None, spans: list[VersionSpan], request_id: str
+) -> Generation:
+    """A generation whose parts agree.
+
+    Raises:
+        EngineError: they do not.
+    """
+    if finish_reason not in ("stop", "length", "abort"):
+        raise EngineError(f"request {request_id!r} ended as {finish_reason!r}")
+    ends = [0, *(span.end for span in spans)]
+    is_covered = [span.start for span in spans] == ends[:-1] and ends[-1] == len(ids)
+    if len(logprobs) != len(ids) or not is_covered:
+        raise EngineError(
+            f"the engine answered request {request_id!r} with {len(ids)} ids, {len(logprobs)} logprobs and "
+            f"versions {spans}"
+        )
+    return Generation(ids, logprobs, finish_reason, spans)

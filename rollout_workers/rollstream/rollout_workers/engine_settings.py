@@ -42,7 +42,10 @@ class VllmSettings(BaseModel):
 
 
 class VllmServerSettings(BaseModel):
-    """A vLLM server that runs elsewhere: token ids both ways over HTTP."""
+    """A vLLM server that runs elsewhere: token ids both ways over HTTP.
+
+    It needs ``--enable-scale-out``, ``--logprobs-mode processed_logprobs`` and ``VLLM_SERVER_DEV_MODE=1``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -61,8 +64,6 @@ class VllmServerSettings(BaseModel):
     """How long loading weights may take."""
     max_connections: int = Field(default=512, ge=1)
     """Requests in flight at once."""
-    logprobs_mode: Literal["processed_logprobs", "raw_logprobs"] = "processed_logprobs"
-    """The server's `--logprobs-mode`; it cannot be asked, so say here what it is."""
 
 
 class ScriptedSettings(BaseModel):

@@ -19,13 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from rollstream.rollout_workers.engine import Generation, PolicyRef, tokens_allowed
+from rollstream.rollout_workers.engine import Generation, PolicyRef, checked_generation, read_spans, tokens_allowed
 from rollstream.rollout_workers.engine_settings import VllmSettings
 from rollstream.rollout_workers.vllm_worker_extension import OWNER_VARIABLE
 from rollstream.rollout_workers.weight_files import Shape, check_model_folder, check_weights_fit, has_tied_head
 from rollstream.schemas.errors import DataError, EngineDeadError, EngineError, SettingsError
 from rollstream.schemas.tasks import SamplingParams
-from rollstream.schemas.trajectories import VersionSpan
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -276,42 +275,6 @@ def read_output(output: RequestOutput, request_id: str) -> Generation:
     logprobs = [float(entry[token].logprob) for entry, token in zip(entries, ids, strict=False)]
     spans = read_spans([(span.version, span.start, span.end) for span in completion.weight_versions or []])
     return checked_generation(ids, logprobs, completion.finish_reason, spans, request_id)
-
-
-def read_spans(spans: Sequence[tuple[str, int, int]]) -> list[VersionSpan]:
-    """Spans from vLLM: (version, start, end) with versions as `PolicyRef` writes them.
-
-    Raises:
-        EngineError: a label is not ours: somebody else changes this engine's weights.
-    """
-    try:
-        policies = [PolicyRef.parse(label) for label, _, _ in spans]
-    except ValueError as error:
-        raise EngineError(f"the engine's weights carry a foreign label: {error}") from error
-    return [
-        VersionSpan(start, end, policy.version, policy.lineage)
-        for policy, (_, start, end) in zip(policies, spans, strict=True)
-        if end > start
-    ]
-
-
-def checked_generation(
-    ids: list[int], logprobs: list[float], finish_reason: str | None, spans: list[VersionSpan], request_id: str
-) -> Generation:
-    """A generation whose parts agree.
-
-    Raises:
-        EngineError: they do not.
-    """
-    if finish_reason not in ("stop", "length", "abort"):
-        raise EngineError(f"request {request_id!r} ended as {finish_reason!r} in vLLM")
-    ends = [0, *(span.end for span in spans)]
-    is_covered = [span.start for span in spans] == ends[:-1] and ends[-1] == len(ids)
-    if len(logprobs) != len(ids) or not is_covered:
-        raise EngineError(
-            f"vLLM answered request {request_id!r} with {len(ids)} ids, {len(logprobs)} logprobs and versions {spans}"
-        )
-    return Generation(ids, logprobs, finish_reason, spans)
 
 
 def _create(arguments: dict[str, Any]) -> AsyncLLM:
