@@ -26,7 +26,7 @@ from rollstream.transport.local_broker import BrokerSettings, LocalBroker
 from rollstream.transport.publisher import Publisher, RecordPlace
 from rollstream.transport.records import Record, decode_record
 from rollstream.transport.settings import KafkaSettings
-from rollstream.transport.topic_admin import apply_topics
+from rollstream.transport.topic_admin import apply_topics, check_topics
 
 pytestmark = pytest.mark.broker
 
@@ -115,6 +115,9 @@ async def test_after_a_refused_message_the_same_partition_goes_on(kafka: KafkaSe
         await admin.alter_configs(
             [ConfigResource(ConfigResourceType.TOPIC, topic, configs={"max.message.bytes": "100000"})]
         )
+    async with asyncio.timeout(30):
+        while not await check_topics(kafka):
+            pass
     async with Publisher(kafka, deadline_s=30) as publisher:
         await publisher.publish(entry(10), key="t", partition=0)
         with pytest.raises(InvalidMessageError, match="the broker refuses it"):

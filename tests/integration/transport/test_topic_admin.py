@@ -31,6 +31,7 @@ from rollstream.transport.topic_admin import (
 
 pytestmark = pytest.mark.broker
 
+DEADLINE_S = 30.0
 PARTITIONS = {"tasks": 2, "tool-calls.default": 1, "tool-results": 2, "trajectories": 2, "dead-letters": 1}
 
 
@@ -84,7 +85,10 @@ async def test_configs_changed_by_hand_are_explained_and_mended_together(kafka: 
     async with admin_client(kafka) as admin:
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs=by_hand)])
 
-    found = {difference.aspect: difference for difference in await check_topics(kafka)}
+    found: dict[str, TopicDifference] = {}
+    async with asyncio.timeout(DEADLINE_S):
+        while not found:  # the broker shows a change a little later
+            found = {difference.aspect: difference for difference in await check_topics(kafka)}
     assert set(found) == {"retention.ms", "compression.type", "max.message.bytes", "segment.ms"}
     assert found["retention.ms"].actual == "60000"
     assert found["retention.ms"].declared == kafka.topics["tasks"].config["retention.ms"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,13 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    KafkaError,
+    NotCoordinatorForGroupError,
+)
+from aiokafka.structs import OffsetAndMetadata
 
 from rollstream.schemas.errors import SettingsError, TransientError
 from rollstream.transport.clients import admin_client, start_consumer, stop_quietly
@@ -28,6 +35,12 @@ SET_ON_TOPIC = 1
 """Source of a config value: set on the topic itself, rather than inherited."""
 READY_DEADLINE_S = 30.0
 READY_POLL_S = 0.05
+COORDINATOR_DEADLINE_S = 15.0
+COORDINATOR_NOT_READY = (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    NotCoordinatorForGroupError,
+)
 
 BOUND_TO_PARTITIONS = "records are found by key and partition number, so add partitions only between runs"
 
@@ -112,7 +125,7 @@ async def check_topics(kafka: KafkaSettings) -> list[TopicDifference]:
 
 
 async def apply_topics(kafka: KafkaSettings, *, grow: bool = False) -> list[TopicChange]:
-    """Create missing topics and set configs; returns when every partition has a leader. Safe to repeat, and at once.
+    """Create missing topics and set configs; returns when the broker shows it. Safe to repeat, and by several at once.
 
     Partitions are added only with ``grow``; what cannot be mended stays, see ``check_topics``.
 
@@ -127,7 +140,7 @@ async def apply_topics(kafka: KafkaSettings, *, grow: bool = False) -> list[Topi
         changes = await _create(admin, [topic for name, topic in declared.items() if name not in present])
         for state in present.values():
             changes += await _mend(admin, declared[state.name], state, grow=grow)
-        await _wait_for_leaders(admin, declared.values())
+        await _wait_until_shown(admin, declared, grow=grow)
     for change in changes:
         logger.info("topic %s: %s", change.topic, change.change)
     return changes
@@ -140,7 +153,7 @@ async def consumer_lag(kafka: KafkaSettings, group: str) -> list[PartitionLag]:
         TransientError: the broker does not answer.
     """
     async with admin_client(kafka) as admin:
-        committed = await admin.list_consumer_group_offsets(group)
+        committed = await _committed(admin, group)
     if not committed:
         return []
     # A consumer without partitions: one that polls answers half a second late.
@@ -163,6 +176,18 @@ async def consumer_lag(kafka: KafkaSettings, group: str) -> list[PartitionLag]:
         )
         for partition in partitions
     ]
+
+
+async def _committed(admin: AIOKafkaAdminClient, group: str) -> dict[TopicPartition, OffsetAndMetadata]:
+    """A broker that has just started makes its topic of offsets at the first question and answers a little later."""
+    deadline = time.monotonic() + COORDINATOR_DEADLINE_S
+    while True:
+        try:
+            return await admin.list_consumer_group_offsets(group)
+        except COORDINATOR_NOT_READY:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(READY_POLL_S)
 
 
 def _differences(declared: TopicDeclaration, actual: TopicState | None) -> list[TopicDifference]:
@@ -306,19 +331,28 @@ def _check_answer(action: str, topic: str, code: int, message: str | None) -> No
         )
 
 
-async def _wait_for_leaders(admin: AIOKafkaAdminClient, topics: Iterable[TopicDeclaration]) -> None:
-    """A topic exists before its partitions can be written."""
-    names = [topic.name for topic in topics]
+async def _wait_until_shown(
+    admin: AIOKafkaAdminClient, declared: Mapping[str, TopicDeclaration], *, grow: bool
+) -> None:
+    """The controller has said yes before the brokers know, and a topic exists before its partitions can be written."""
+    names = sorted(declared)
     try:
         async with asyncio.timeout(READY_DEADLINE_S):
             while True:
                 if all(map(_has_leaders, await admin.describe_topics(names))):
-                    return
+                    present = {state.name: state for state in await _describe(admin, names)}
+                    if not any(_is_mended(d, grow=grow) for d in find_differences(declared.values(), present)):
+                        return
                 await asyncio.sleep(READY_POLL_S)
     except TimeoutError:
         raise TransientError(
-            f"not all topics had leaders within {READY_DEADLINE_S:.0f} s; see the log of the broker"
+            f"the changed topics did not show within {READY_DEADLINE_S:.0f} s; see the log of the broker, then repeat"
         ) from None
+
+
+def _is_mended(difference: TopicDifference, *, grow: bool) -> bool:
+    """Whether ``apply_topics`` has asked the broker to remove the difference."""
+    return difference.repair is not None and (grow or difference.aspect != "partitions")
 
 
 def _has_leaders(topic: dict[str, Any]) -> bool:
