@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -63,8 +63,9 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_remember_globals)
+    called = next((a for a in arguments if any(a == command.name for command in COMMANDS)), None)
     for command in COMMANDS:
-        loaded = command.load() if command.name in arguments else _unloaded
+        loaded = command.load() if command.name == called else _unloaded
         if isinstance(loaded, typer.Typer):
             app.add_typer(loaded, name=command.name, help=command.help)
         else:
@@ -80,9 +81,24 @@ def main() -> NoReturn:
     except RollstreamError as error:
         print(f"rollstream: {error}", file=sys.stderr)
         sys.exit(1)
+    except BaseExceptionGroup as errors:
+        expected, unexpected = errors.split(RollstreamError)
+        if expected is None or unexpected is not None:
+            raise
+        for error in _leaves(expected):
+            print(f"rollstream: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def _leaves(errors: BaseExceptionGroup[RollstreamError]) -> Iterator[RollstreamError]:
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 def globals_first(arguments: Sequence[str]) -> list[str]:

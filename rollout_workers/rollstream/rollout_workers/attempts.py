@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from rollstream.rollout_workers import metrics
 from rollstream.rollout_workers.agents import find_agent
 from rollstream.rollout_workers.budgets import AttemptBudgets, AttemptHistory, failure_kind
 from rollstream.rollout_workers.effects import EffectLog, MemoryEffectLog
@@ -64,11 +65,10 @@ class TaskRunner:
             except EngineDeadError:
                 raise
             except Exception as error:
-                history = history.after(failure_kind(error))
-                logger.warning(
-                    "attempt %d of trajectory %s failed (%s): %r",
-                    identity.attempt, task.trajectory_id, failure_kind(error), error,
-                )  # fmt: skip
+                kind = failure_kind(error)
+                history = history.after(kind)
+                metrics.FAILED_ATTEMPTS.labels(kind).inc()
+                logger.warning("attempt %d failed (%s): %r", identity.attempt, kind, error)
                 if not history.is_spent(self.budgets):
                     await self.pause(history.pause_s)
                     continue

@@ -60,9 +60,7 @@ class EffectSequence:
         self._prefix = prefix
         self._next = 0
 
-    async def perform(
-        self, kind: str, request: Any, result_type: type[T], run: Callable[[str], Awaitable[T]]
-    ) -> T:
+    async def perform(self, kind: str, request: Any, result_type: type[T], run: Callable[[str], Awaitable[T]]) -> T:
         """Perform the next effect. ``request`` is anything msgspec encodes; ``run`` is given the effect's path."""
         path = f"{self._prefix}{self._next}"
         self._next += 1

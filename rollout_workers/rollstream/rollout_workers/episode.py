@@ -74,9 +74,7 @@ class Episode:
         DataError: the prompt does not fit the model or cannot be rendered.
     """
 
-    def __init__(
-        self, task: RolloutTask, services: EpisodeServices, identity: AttemptIdentity, log: EffectLog
-    ) -> None:
+    def __init__(self, task: RolloutTask, services: EpisodeServices, identity: AttemptIdentity, log: EffectLog) -> None:
         self.task = task
         self.random = random.Random(f"{task.trajectory_id}/{identity.attempt}")
         """Deterministic on replay: the only source of randomness for an agent."""

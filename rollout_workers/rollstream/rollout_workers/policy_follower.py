@@ -13,6 +13,7 @@ import logging
 import time
 from pathlib import Path
 
+from rollstream.rollout_workers import metrics
 from rollstream.rollout_workers.engine import Engine, PolicyRef
 from rollstream.schemas.control import PolicyVersion
 from rollstream.schemas.errors import PolicyFilesError
@@ -66,4 +67,6 @@ class PolicyFollower:
             return
         self.last_pause_s = time.monotonic() - started
         self.loaded += 1
+        metrics.POLICY_VERSION.set(policy.version)
+        metrics.POLICY_PAUSE_SECONDS.observe(self.last_pause_s)
         logger.info("policy %s loaded in %.3f s", policy, self.last_pause_s)

@@ -116,5 +116,3 @@ class SampleBuilder:
                 for turn, outcome in zip(self._turns, self._outcomes, strict=True)
             ],
         )
-
-

@@ -41,6 +41,7 @@ from rollstream.transport.control import ControlFollower
 from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.heartbeat import INTERVAL_S, beat, say
 from rollstream.transport.intake import GroupIntake
+from rollstream.transport.metrics import served_metrics
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record
 from rollstream.transport.settings import KafkaSettings
@@ -59,6 +60,8 @@ async def run_rollout_worker(settings: RolloutWorkerSettings, kafka: KafkaSettin
     engine = await build_engine(settings.engine, settings.model)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.close)
+        if settings.metrics_port is not None:
+            stack.enter_context(served_metrics(settings.metrics_port))
         publisher = await stack.enter_async_context(Publisher(kafka, profile="durable"))
         dead_letters = await stack.enter_async_context(
             DeadLetterOffice(kafka, role="rollout-worker", worker_id=settings.worker_id)

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
+from rollstream.rollout_workers import metrics
 from rollstream.rollout_workers.attempts import TaskRunner
 from rollstream.schemas.errors import DataError, InvalidMessageError, TransientError
 from rollstream.schemas.ids import group_partition
@@ -20,6 +21,7 @@ from rollstream.schemas.trajectories import Trajectory
 from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.publisher import Publisher, RecordPlace
 from rollstream.transport.records import Record, decode_record
+from rollstream.transport.telemetry import log_context
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +54,17 @@ class TaskHandler:
         except InvalidMessageError as error:
             await self._bury(record, error)
         else:
-            trajectory = await self.runner.run(task, lambda attempt: self._start(record, task, attempt))
-            await self._publish(trajectory)
-            if trajectory.error is not None:
-                await self._bury(record, DataError(f"{trajectory.error.type}: {trajectory.error.message}"))
+            with (
+                log_context(trajectory_id=task.trajectory_id, group_id=task.group_id),
+                metrics.RUNNING.track_inprogress(),
+            ):
+                await self._run(record, task)
+
+    async def _run(self, record: Record, task: RolloutTask) -> None:
+        trajectory = await self.runner.run(task, lambda attempt: self._start(record, task, attempt))
+        await self._publish(trajectory)
+        if trajectory.error is not None:
+            await self._bury(record, DataError(f"{trajectory.error.type}: {trajectory.error.message}"))
 
     async def _start(self, record: Record, task: RolloutTask, attempt: int) -> int:
         start = JournalRecord(
@@ -73,7 +82,12 @@ class TaskHandler:
         partition = group_partition(trajectory.group_id, self.trajectory_partitions)
         await self._until_acknowledged(trajectory, trajectory.group_id, partition)
         self.stats.endings[trajectory.status] += 1
-        self.stats.sampled_tokens += int(trajectory.metrics.get("sampled_tokens", 0))
+        sampled_tokens = int(trajectory.metrics.get("sampled_tokens", 0))
+        self.stats.sampled_tokens += sampled_tokens
+        metrics.TRAJECTORIES.labels(trajectory.status, trajectory.stop_reason).inc()
+        metrics.SAMPLED_TOKENS.inc(sampled_tokens)
+        metrics.OBSERVED_TOKENS.inc(trajectory.metrics.get("observed_tokens", 0))
+        metrics.EPISODE_SECONDS.observe(max(0.0, trajectory.timing.finished_at - trajectory.timing.started_at))
 
     async def _until_acknowledged(self, message: Message, key: str, partition: int) -> RecordPlace:
         """A broker that is away holds the episode up; it does not spend its budget."""

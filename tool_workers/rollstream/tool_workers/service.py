@@ -29,7 +29,6 @@ from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.tools import ToolCall
 from rollstream.tool_workers import metrics
 from rollstream.tool_workers.call_handling import CallHandler
-from rollstream.tool_workers.call_intake import CallIntake
 from rollstream.tool_workers.registry import ToolRegistry, load_tools
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory
 from rollstream.tool_workers.sandbox.self_test import check_isolation
@@ -40,6 +39,7 @@ from rollstream.tool_workers.settings import ToolWorkerSettings
 from rollstream.tool_workers.tool_runner import ToolRunner
 from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.heartbeat import beat, say
+from rollstream.transport.intake import GroupIntake
 from rollstream.transport.metrics import served_metrics
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record, decode_record
@@ -78,7 +78,7 @@ async def run_tool_worker(settings: ToolWorkerSettings, kafka: KafkaSettings, st
         await stack.enter_async_context(dead_letters)
         runner = ToolRunner(worker_id=settings.worker_id, max_output_chars=settings.max_output_chars)
         handler = CallHandler(registry, ledger, runner, sandboxes, publisher)
-        intake = CallIntake(
+        intake = GroupIntake(
             kafka,
             [topic],
             group_id=kafka.group(f"tool-workers.{settings.toolset}"),
@@ -138,7 +138,7 @@ class ToolWorker:
         self,
         settings: ToolWorkerSettings,
         kafka: KafkaSettings,
-        intake: CallIntake,
+        intake: GroupIntake,
         handler: CallHandler,
         publisher: Publisher,
         dead_letters: DeadLetterOffice,

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 COMMIT_INTERVAL_S = 1.0
 COMMIT_DEADLINE_S = 10.0
+COMMIT_RETRY_PAUSE_S = 0.05
 TWIN_WINDOW_S = 30.0
 """Regaining the same partitions this often in this time is what two processes with one instance id look like."""
 TWIN_ASSIGNMENTS = 6
@@ -65,6 +66,7 @@ class GroupIntake:
         self._commit_lock = asyncio.Lock()
         self._assignments: deque[float] = deque(maxlen=TWIN_ASSIGNMENTS)
         self._twin_suspected = asyncio.Event()
+        self._something_finished = asyncio.Event()
         self._stack = AsyncExitStack()
         self._consumer: AIOKafkaConsumer | None = None
 
@@ -120,6 +122,31 @@ class GroupIntake:
         tracker = self._trackers.get(partition)
         if tracker is not None:
             tracker.finish(offset)
+            self._something_finished.set()
+
+    async def commit_through(self, partition: TopicPartition, offset: int, *, deadline_s: float) -> bool:
+        """Finish the record and commit past it *before* it is worked on, so that it is never delivered again.
+
+        Waits for earlier records of the partition that are still running. Returns False if that is not possible in time
+        or the partition has left: then the record must not be worked on.
+        """
+        self.finished(partition, offset)
+        try:
+            async with asyncio.timeout(deadline_s):
+                while partition in self._trackers:
+                    if self._committed.get(partition, -1) > offset:
+                        return True
+                    self._something_finished.clear()
+                    committable = self._trackers[partition].committable
+                    if committable is None or committable <= offset:
+                        await self._something_finished.wait()
+                        continue
+                    await self._commit_within(deadline_s)
+                    if self._committed.get(partition, -1) <= offset:
+                        await asyncio.sleep(COMMIT_RETRY_PAUSE_S)
+        except TimeoutError:
+            return False
+        return False
 
     async def run(self) -> None:
         """Commit about once a second until cancelled.
@@ -150,6 +177,7 @@ class GroupIntake:
         for partition in partitions - frozenset(self._trackers):
             self._trackers[partition] = OffsetTracker()
         self._gate_is_open = True
+        self._something_finished.set()
         logger.info("own %d partitions of %s, lost %d", len(partitions), ", ".join(self._topics), len(lost))
         if lost and self._on_lost is not None:
             self._on_lost(lost)

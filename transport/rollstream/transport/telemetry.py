@@ -36,6 +36,9 @@ def set_up_logging(
     handler.addFilter(FloodFilter())
     handler.setFormatter(JsonFormatter() if log_format == "json" else HumanFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in FLOODING_LOGGERS:
+        # Below warnings the client tells of every step of every rebalance.
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 @contextmanager
