@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,7 +28,7 @@ Send = Callable[[Iterable[Trajectory]], Awaitable[None]]
 def parquet_rows(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for part in sorted(folder.glob("part-*.parquet")):
-        rows += pq.read_table(part).to_pylist()
+        rows += cast("list[dict[str, Any]]", pq.read_table(part).to_pylist())
     return rows
 
 

@@ -24,6 +24,7 @@ def explained(
     open_groups: int = 0,
     producers: tuple[ProducerProgress, ...] = (),
     workers: tuple[WorkerStatus, ...] = (),
+    lag_records: int | None = 3,
 ) -> str:
     groups = [ArrivingGroup(GroupKey("run", index), "g", 2, True, known_since_s=0) for index in range(open_groups)]
     return explain_wait(
@@ -31,7 +32,7 @@ def explained(
         groups_per_batch=4,
         stats=stats,
         open_groups=groups,
-        lag_records=3,
+        lag_records=lag_records,
         producers=producers,
         workers=workers,
         now_s=100.0,
@@ -43,6 +44,10 @@ def test_what_is_there_and_what_is_missing_are_counted() -> None:
     assert "no batch after 12 s: 1 of 4 groups are complete; 7 are open" in text
     assert "group 4 of run 'run' lacks members [0, 1], and 2 more" in text
     assert "3 records in the topic are unread" in text
+
+
+def test_a_broker_that_is_gone_is_said_to_be_gone() -> None:
+    assert "the broker does not answer" in explained(lag_records=None)
 
 
 def test_a_producer_that_never_spoke_is_asked_for() -> None:

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Unpack
 
 from rollstream.schemas.control import PolicyVersion, ProducerProgress, TrainerProgress, TrainerStart, WorkerStatus
-from rollstream.schemas.errors import InvalidMessageError, PolicyFilesError, SettingsError
+from rollstream.schemas.errors import InvalidMessageError, PolicyFilesError, SettingsError, TransientError
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.trainers.batch_forming import BatchFormer
 from rollstream.trainers.batches import TrainingBatch, TrajectoryGroup
@@ -309,13 +309,17 @@ class AsyncTrajectoryStream:
         return sum(max(0, end - self._former.read_to[partition]) for partition, end in ends.items())
 
     async def _explanation(self, waited_s: float) -> str:
+        try:
+            lag_records = await self._lag()
+        except TransientError:
+            lag_records = None
         followed = [p for p in self._heard.values() if self.settings.run_id in (None, p.run_id)]
         return explain_wait(
             waited_s,
             groups_per_batch=self.settings.groups_per_batch,
             stats=self._former.stats(),
             open_groups=self._former.open_groups(),
-            lag_records=await self._lag(),
+            lag_records=lag_records,
             producers=followed,
             workers=self._control.all(WorkerStatus).values(),
             now_s=time.time(),

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from types import TracebackType
+from typing import TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
@@ -20,6 +21,8 @@ from rollstream.transport.records import Record
 from rollstream.transport.settings import KafkaSettings
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 OFFSETS_DEADLINE_S = 30.0
 COMMIT_DEADLINE_S = 10.0
@@ -51,19 +54,17 @@ class TrajectoryLog:
 
     async def beginning_offsets(self) -> dict[int, int]:
         """Per partition, the offset of the oldest record that is still there."""
-        async with asyncio.timeout(OFFSETS_DEADLINE_S):
-            return _by_partition(await self._started.beginning_offsets(self._partitions))
+        return _by_partition(await self._asked(self._started.beginning_offsets(self._partitions)))
 
     async def end_offsets(self) -> dict[int, int]:
         """Per partition, the offset after the newest record."""
-        async with asyncio.timeout(OFFSETS_DEADLINE_S):
-            return _by_partition(await self._started.end_offsets(self._partitions))
+        return _by_partition(await self._asked(self._started.end_offsets(self._partitions)))
 
     async def offsets_at(self, timestamp_s: float) -> dict[int, int]:
         """Per partition, the first offset the broker took at or after a unix time; the end where there is none."""
         ends = await self.end_offsets()
-        async with asyncio.timeout(OFFSETS_DEADLINE_S):
-            found = await self._started.offsets_for_times({p: int(timestamp_s * 1000) for p in self._partitions})
+        times = {partition: int(timestamp_s * 1000) for partition in self._partitions}
+        found = await self._asked(self._started.offsets_for_times(times))
         return {p.partition: place.offset if place else ends[p.partition] for p, place in found.items()}
 
     async def seek(self, positions: Mapping[int, int]) -> dict[int, int]:
@@ -106,11 +107,20 @@ class TrajectoryLog:
     async def commit(self, positions: Mapping[int, int]) -> None:
         """Commit positions for those who watch the lag of the consumer group; nobody reads from them."""
         offsets = {TopicPartition(self.topic, p): OffsetAndMetadata(offset, "") for p, offset in positions.items()}
+        if not offsets:
+            return
         try:
             async with asyncio.timeout(COMMIT_DEADLINE_S):
                 await self._started.commit(offsets)
         except (TimeoutError, KafkaError) as error:
             logger.warning("positions in %s were not committed, the lag shown is too great: %r", self.topic, error)
+
+    async def _asked(self, question: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(OFFSETS_DEADLINE_S):
+                return await question
+        except (TimeoutError, KafkaError) as error:
+            raise TransientError(f"the broker did not say the offsets of {self.topic!r}: {error!r}") from error
 
     async def _find_partitions(self) -> list[TopicPartition]:
         async with admin_client(self._kafka) as admin, asyncio.timeout(OFFSETS_DEADLINE_S):

@@ -18,7 +18,7 @@ def explain_wait(
     groups_per_batch: int,
     stats: StreamStats,
     open_groups: Sequence[ArrivingGroup],
-    lag_records: int,
+    lag_records: int | None,
     producers: Iterable[ProducerProgress],
     workers: Iterable[WorkerStatus],
     now_s: float,
@@ -27,7 +27,7 @@ def explain_wait(
     parts = [
         f"no batch after {waited_s:.0f} s: {stats.groups_ready} of {groups_per_batch} groups are complete",
         f"{stats.groups_open} are open{_open_groups(open_groups)}",
-        f"{lag_records} records in the topic are unread",
+        "the broker does not answer" if lag_records is None else f"{lag_records} records in the topic are unread",
         _producers(list(producers), stats),
         _workers(list(workers), now_s),
     ]
