@@ -18,12 +18,11 @@ from rollstream.cli.settings import load_settings
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.telemetry import set_up_logging
 from rollstream.transport.topic_admin import (
-    TopicDifference,
-    TopicState,
     apply_topics,
     check_topics,
     list_topics,
 )
+from rollstream.transport.topic_differences import TopicDifference, TopicState
 
 DIFFERENT = 1
 """Exit code when the broker is not as declared."""

@@ -22,12 +22,12 @@ from rollstream.transport.publisher import Publisher
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.topic_admin import (
     PartitionLag,
-    TopicDifference,
     apply_topics,
     check_topics,
     consumer_lag,
     list_topics,
 )
+from rollstream.transport.topic_differences import TopicDifference
 
 pytestmark = pytest.mark.broker
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from rollstream.transport.topic_admin import PartitionLag, TopicState, find_differences
+from rollstream.transport.topic_admin import PartitionLag
+from rollstream.transport.topic_differences import TopicState, find_differences
 from rollstream.transport.topics import TopicDeclaration, topic_table
 
 DECLARED = TopicDeclaration(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -26,6 +26,13 @@ from aiokafka.structs import OffsetAndMetadata
 from rollstream.schemas.errors import SettingsError, TransientError
 from rollstream.transport.clients import admin_client, start_consumer, stop_quietly
 from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.topic_differences import (
+    TopicDifference,
+    TopicState,
+    find_differences,
+    partition_count,
+    topic_differences,
+)
 from rollstream.transport.topics import TopicDeclaration
 
 logger = logging.getLogger(__name__)
@@ -41,37 +48,6 @@ COORDINATOR_NOT_READY = (
     GroupLoadInProgressError,
     NotCoordinatorForGroupError,
 )
-
-BOUND_TO_PARTITIONS = "records are found by key and partition number, so add partitions only between runs"
-
-
-@dataclass(frozen=True, slots=True)
-class TopicState:
-    """A topic as the broker has it.
-
-    Attributes:
-        config: effective values by name, inherited ones included.
-        overrides: names of those set on the topic itself.
-    """
-
-    name: str
-    partitions: int
-    replication_factor: int
-    config: Mapping[str, str] = field(default_factory=dict[str, str])
-    overrides: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class TopicDifference:
-    """One way in which a topic is not as declared. ``repair``: how ``apply_topics`` would mend it, if it would."""
-
-    topic: str
-    aspect: str
-    """``topic``, ``partitions``, ``replication_factor`` or the name of a config."""
-    declared: str
-    actual: str
-    explanation: str
-    repair: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +72,6 @@ class PartitionLag:
     def lag(self) -> int:
         """Records that are there and not committed."""
         return self.end - max(self.beginning, self.committed or 0)
-
-
-def find_differences(declared: Iterable[TopicDeclaration], present: Mapping[str, TopicState]) -> list[TopicDifference]:
-    """Every difference, topic by topic. Pure."""
-    return [difference for topic in declared for difference in _differences(topic, present.get(topic.name))]
 
 
 async def list_topics(kafka: KafkaSettings) -> list[TopicState]:
@@ -190,80 +161,6 @@ async def _committed(admin: AIOKafkaAdminClient, group: str) -> dict[TopicPartit
         await asyncio.sleep(READY_POLL_S)
 
 
-def _differences(declared: TopicDeclaration, actual: TopicState | None) -> list[TopicDifference]:
-    if actual is None:
-        explanation = f"the topic does not exist; declared with {_count(declared.partitions)}"
-        return [TopicDifference(declared.name, "topic", "present", "missing", explanation, repair="apply creates it")]
-    found = [
-        _partition_difference(declared, actual),
-        _replication_difference(declared, actual),
-        *(_config_difference(declared, actual, name) for name in sorted(declared.config)),
-        *(_undeclared(actual, name) for name in sorted(actual.overrides - set(declared.config))),
-    ]
-    return [difference for difference in found if difference is not None]
-
-
-def _partition_difference(declared: TopicDeclaration, actual: TopicState) -> TopicDifference | None:
-    if actual.partitions == declared.partitions:
-        return None
-    if actual.partitions < declared.partitions:
-        explanation = f"it has {_count(actual.partitions)}, {declared.partitions} are declared; {BOUND_TO_PARTITIONS}"
-        repair = "apply --grow adds the missing ones"
-    else:
-        explanation = (
-            f"it has {_count(actual.partitions)}, only {declared.partitions} are declared; Kafka cannot take any "
-            "away: declare as many in kafka.partitions, or use another prefix"
-        )
-        repair = None
-    return TopicDifference(
-        declared.name, "partitions", str(declared.partitions), str(actual.partitions), explanation, repair
-    )
-
-
-def _replication_difference(declared: TopicDeclaration, actual: TopicState) -> TopicDifference | None:
-    if actual.replication_factor == declared.replication_factor:
-        return None
-    return TopicDifference(
-        declared.name,
-        "replication_factor",
-        str(declared.replication_factor),
-        str(actual.replication_factor),
-        f"each partition has {actual.replication_factor} copies, {declared.replication_factor} are declared; only "
-        "kafka-reassign-partitions can change that: run it, or set kafka.replication_factor to what is there",
-    )
-
-
-def _config_difference(declared: TopicDeclaration, actual: TopicState, name: str) -> TopicDifference | None:
-    wanted, value = declared.config[name], actual.config.get(name)
-    if value == wanted:
-        return None
-    origin = "set on the topic" if name in actual.overrides else "inherited from the broker"
-    return TopicDifference(
-        declared.name,
-        name,
-        wanted,
-        str(value),
-        f"{name} is {value} ({origin}), declared is {wanted}",
-        repair=f"apply sets {name} to {wanted}",
-    )
-
-
-def _undeclared(actual: TopicState, name: str) -> TopicDifference:
-    value = actual.config.get(name, "")
-    return TopicDifference(
-        actual.name,
-        name,
-        "not declared",
-        value,
-        f"{name} is set to {value} on the topic, but not declared",
-        repair=f"apply removes it: {name} falls back to the broker's default",
-    )
-
-
-def _count(partitions: int) -> str:
-    return f"{partitions} partition" if partitions == 1 else f"{partitions} partitions"
-
-
 async def _describe(admin: AIOKafkaAdminClient, names: Sequence[str]) -> list[TopicState]:
     if not names:
         return []
@@ -298,7 +195,7 @@ async def _create(admin: AIOKafkaAdminClient, topics: Sequence[TopicDeclaration]
         if code == TOPIC_EXISTS:  # another process was faster
             continue
         _check_answer("create", name, code, message)
-        created.append(TopicChange(name, f"created with {_count(partitions[name])}"))
+        created.append(TopicChange(name, f"created with {partition_count(partitions[name])}"))
     return created
 
 
@@ -308,10 +205,12 @@ async def _mend(
     changes: list[TopicChange] = []
     if grow and actual.partitions < declared.partitions:
         await admin.create_partitions({declared.name: NewPartitions(declared.partitions)})
-        changes.append(TopicChange(declared.name, f"grown from {actual.partitions} to {_count(declared.partitions)}"))
+        changes.append(
+            TopicChange(declared.name, f"grown from {actual.partitions} to {partition_count(declared.partitions)}")
+        )
     differing = [
         difference
-        for difference in _differences(declared, actual)
+        for difference in topic_differences(declared, actual)
         if difference.aspect not in ("topic", "partitions", "replication_factor")
     ]
     if differing:
