@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rollstream.rollout_workers.chat_format import ChatFormat, ParsedTurn
@@ -19,17 +19,31 @@ from rollstream.tool_workers.functions import ToolError
 
 
 @dataclass(frozen=True)
-class Throughput:
-    """Sampled tokens of some episodes, and the seconds from the first start to the last end."""
+class EpisodeRun:
+    """One episode that ran from ``started_at`` to ``finished_at`` (unix seconds)."""
 
-    episodes: int
+    started_at: float
+    finished_at: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Sampled tokens in a window of time."""
+
     tokens: int
     wall_s: float
 
     @property
     def tokens_per_s(self) -> float:
-        """Sampled, by the clock on the wall."""
+        """By the clock on the wall."""
         return self.tokens / self.wall_s
+
+
+def steady_throughput(runs: Sequence[EpisodeRun]) -> Throughput:
+    """Of the time in which every slot is taken: from the first start to the last one. Counts what has ended in it."""
+    begin, end = min(run.started_at for run in runs), max(run.started_at for run in runs)
+    return Throughput(sum(run.tokens for run in runs if run.finished_at <= end), end - begin)
 
 
 @dataclass(frozen=True)
@@ -42,19 +56,21 @@ class PlannedEpisode:
 
 async def run_bare(
     engine: Engine, chat: ChatFormat, episodes: Iterable[PlannedEpisode], *, concurrency: int
-) -> Throughput:
+) -> list[EpisodeRun]:
     """Run the episodes in order, ``concurrency`` at once."""
     waiting = iter(episodes)
-    begin = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         slots = [group.create_task(_slot(engine, chat, waiting)) for _ in range(concurrency)]
-    wall_s = time.perf_counter() - begin
-    tokens = [count for slot in slots for count in slot.result()]
-    return Throughput(len(tokens), sum(tokens), wall_s)
+    return [run for slot in slots for run in slot.result()]
 
 
-async def _slot(engine: Engine, chat: ChatFormat, waiting: Iterator[PlannedEpisode]) -> list[int]:
-    return [await _episode(engine, chat, planned) for planned in waiting]
+async def _slot(engine: Engine, chat: ChatFormat, waiting: Iterator[PlannedEpisode]) -> list[EpisodeRun]:
+    runs: list[EpisodeRun] = []
+    for planned in waiting:
+        started_at = time.time()
+        tokens = await _episode(engine, chat, planned)
+        runs.append(EpisodeRun(started_at, time.time(), tokens))
+    return runs
 
 
 async def _episode(engine: Engine, chat: ChatFormat, planned: PlannedEpisode) -> int:

@@ -3,7 +3,8 @@
 The same episodes, the same concurrency, the same engine; the pipeline's rollout worker and tool worker are processes of
 their own and the trajectories are read back and decoded. Runs take turns, A B A B, and each pair gives one ratio. With
 the scripted engine the bare run repeats the very requests of the pipeline's run in the order they were begun: same
-tokens, same latencies. With vLLM both sample.
+tokens, same latencies. With vLLM both sample. Measured while every slot is taken: from the first episode's start to the
+last one's; the journaled start and the acknowledged trajectory of each episode hold up its slot and so are included.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import asyncio
 import json
 import os
 import statistics
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from bare_engine import PlannedEpisode, Throughput, run_bare
+from bare_engine import EpisodeRun, PlannedEpisode, Throughput, run_bare, steady_throughput
 from figures import Figure, figure
 from workbench import Workbench, children, cpu_s, spread
 from workload import (
@@ -24,7 +26,6 @@ from workload import (
     SCRIPTED_SAMPLING,
     TINY_LIMITS,
     TINY_SAMPLING,
-    Arrived,
     arithmetic_tasks,
     publish_tasks,
     read_run,
@@ -59,11 +60,11 @@ class Contest:
 
 @dataclass(frozen=True)
 class Round:
-    """One run of each side, and the CPU seconds the pipeline's processes took, by what they are."""
+    """One run of each side. ``busy``: cores the pipeline's processes kept busy, by what they are."""
 
     pipeline: Throughput
     bare: Throughput
-    cpu_s: dict[str, float]
+    busy: dict[str, float]
     turn_s: float
     tool_s: float
 
@@ -79,7 +80,7 @@ def measure_scripted(bench: Workbench) -> list[Figure]:
     contest = Contest(
         name="scripted",
         settings=RolloutWorkerSettings(engine=engine, max_running_episodes=CONCURRENCY),
-        tasks=arithmetic_tasks("scripted", bench.size(512, 32), SCRIPTED_LIMITS, SCRIPTED_SAMPLING),
+        tasks=arithmetic_tasks("scripted", bench.size(384, 96), SCRIPTED_LIMITS, SCRIPTED_SAMPLING),
         rounds=bench.size(3, 1),
         bar=0.95,
     )
@@ -93,7 +94,7 @@ def measure_vllm(bench: Workbench) -> list[Figure]:
     contest = Contest(
         name="vllm",
         settings=RolloutWorkerSettings(model=str(model), engine=engine, max_running_episodes=CONCURRENCY),
-        tasks=arithmetic_tasks("vllm", bench.size(2048, 64), TINY_LIMITS, TINY_SAMPLING),
+        tasks=arithmetic_tasks("vllm", bench.size(2048, 128), TINY_LIMITS, TINY_SAMPLING),
         rounds=bench.size(5, 1),
         bar=0.85,
     )
@@ -162,30 +163,27 @@ async def _round(
     bench.say(f"round {number + 1} of {contest.rounds}: {len(tasks)} episodes through the pipeline")
     processes = {**pids, "reader": [os.getpid()]}
     before = {name: sum(map(cpu_s, each)) for name, each in processes.items()}
+    begin = time.perf_counter()
     await publish_tasks(kafka, tasks)
     arrived = await read_run(log, tasks[0].run_id, len(tasks))
-    used_s = {name: sum(map(cpu_s, each)) - before[name] for name, each in processes.items()}
+    wall_s = time.perf_counter() - begin
+    used = {name: (sum(map(cpu_s, each)) - before[name]) / wall_s for name, each in processes.items()}
     bench.say(f"round {number + 1} of {contest.rounds}: the same on the bare engine")
-    bare = await run_bare(engine, chat, _plan(tasks, arrived.trajectories), concurrency=CONCURRENCY)
-    turns = sum(trajectory.num_turns for trajectory in arrived.trajectories)
+    bare = await run_bare(engine, chat, _plan(tasks, arrived), concurrency=CONCURRENCY)
+    turns = sum(trajectory.num_turns for trajectory in arrived)
     return Round(
-        pipeline=_throughput(arrived),
-        bare=bare,
-        cpu_s=used_s,
-        turn_s=sum(t.timing.generate_s for t in arrived.trajectories) / turns,
-        tool_s=sum(t.timing.tool_s for t in arrived.trajectories) / turns,
+        pipeline=steady_throughput(_runs(arrived)),
+        bare=steady_throughput(bare),
+        busy=used,
+        turn_s=sum(t.timing.generate_s for t in arrived) / turns,
+        tool_s=sum(t.timing.tool_s for t in arrived) / turns,
     )
 
 
-def _throughput(arrived: Arrived) -> Throughput:
-    """From the first task taken to the last trajectory read."""
-    failed = [each for each in arrived.trajectories if each.status == "failed"]
+def _runs(trajectories: Sequence[Trajectory]) -> list[EpisodeRun]:
+    failed = [each for each in trajectories if each.status == "failed"]
     assert not failed, failed[0]
-    return Throughput(
-        episodes=len(arrived.trajectories),
-        tokens=sum(map(sampled_tokens, arrived.trajectories)),
-        wall_s=arrived.read_at - min(each.timing.started_at for each in arrived.trajectories),
-    )
+    return [EpisodeRun(each.timing.started_at, each.timing.finished_at, sampled_tokens(each)) for each in trajectories]
 
 
 def _renamed(tasks: Sequence[RolloutTask], run_id: str) -> list[RolloutTask]:
@@ -224,9 +222,10 @@ def _figures(contest: Contest, rounds: Sequence[Round]) -> list[Figure]:
 
 
 def _where_time_goes(median: Round) -> str:
-    busy = ", ".join(f"{name} {used / median.pipeline.wall_s:.0%}" for name, used in median.cpu_s.items() if used)
+    busy = ", ".join(f"{name} {used:.0%}" for name, used in median.busy.items() if used)
     return (
-        f"median round: {median.pipeline.wall_s:.1f} s against {median.bare.wall_s:.1f} s; a turn generates "
+        f"median round: {median.pipeline.tokens:,} tokens in {median.pipeline.wall_s:.1f} s against "
+        f"{median.bare.tokens:,} in {median.bare.wall_s:.1f} s; a turn generates "
         f"{median.turn_s * 1e3:.0f} ms and waits {median.tool_s * 1e3:.1f} ms for tools; share of one core: {busy}; "
         "the broker takes the rest"
     )

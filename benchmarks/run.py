@@ -10,6 +10,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -59,6 +60,8 @@ BENCHMARKS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what was asked for; 1 if a benchmark failed (a missed bar is no failure)."""
     options = _parser().parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # either way the worker processes are stopped
     chosen = [each for each in BENCHMARKS if not options.only or each.name in options.only]
     folder = (FOLDER / time.strftime("logs-%Y%m%d-%H%M%S")).resolve()
     folder.mkdir(parents=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rollstream.cli.tiny_model import CALCULATOR, SYSTEM_PROMPT, make_tasks
 from rollstream.rollout_workers.engine_settings import ScriptedSettings
@@ -21,19 +19,19 @@ from rollstream.transport.settings import KafkaSettings
 GROUP_SIZE = 8
 READ_DEADLINE_S = 600.0
 SCRIPTED_LIMITS = EpisodeLimits(max_turns=8, max_response_tokens=4096, wall_clock_s=300.0)
-SCRIPTED_SAMPLING = SamplingParams(max_tokens=2048)
+SCRIPTED_SAMPLING = SamplingParams(max_tokens=1024)
 TINY_LIMITS = EpisodeLimits(max_turns=3, max_response_tokens=192, wall_clock_s=60.0, tool_timeout_s=10.0)
 TINY_SAMPLING = SamplingParams(temperature=1.0, max_tokens=32)
 
 
 def real_latencies(time_scale: float = 1.0) -> LatencyProfile:
-    """A busy engine on an accelerator: 250 tokens per second and request, lognormal, one in fifty 4 times slower."""
+    """A busy engine on an accelerator: 250 tokens per second and request, lognormal, one in fifty 3 times slower."""
     return LatencyProfile(
         prefill_s_per_token=2e-5,
         token_s=0.004,
         token_sigma=0.3,
         tail_probability=0.02,
-        tail_factor=4.0,
+        tail_factor=3.0,
         time_scale=time_scale,
     )
 
@@ -75,15 +73,7 @@ async def publish_tasks(kafka: KafkaSettings, tasks: Sequence[RolloutTask]) -> N
             group.create_task(publisher.publish(task, key=task.group_id, partition=partition))
 
 
-@dataclass(frozen=True)
-class Arrived:
-    """All trajectories of one run, and the unix time at which the last one had been read."""
-
-    trajectories: list[Trajectory]
-    read_at: float
-
-
-async def read_run(log: TrajectoryLog, run_id: str, count: int) -> Arrived:
+async def read_run(log: TrajectoryLog, run_id: str, count: int) -> list[Trajectory]:
     """The first ``count`` distinct trajectories of a run.
 
     Raises:
@@ -96,7 +86,7 @@ async def read_run(log: TrajectoryLog, run_id: str, count: int) -> Arrived:
                 trajectory = decode_record(record, Trajectory)
                 if trajectory.run_id == run_id:
                     found.setdefault(trajectory.trajectory_id, trajectory)
-    return Arrived(list(found.values()), time.time())
+    return list(found.values())
 
 
 def sampled_tokens(trajectory: Trajectory) -> int:
