@@ -26,7 +26,7 @@ ENDED_BY_SIGNAL = 130
 def demo_command(
     seed: Annotated[int, typer.Option(help="Seed of tasks, engine and trainer.", min=0)] = 0,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: date and time.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of the trainer.", min=1)] = 30,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of the trainer.", min=1)] = 40,
     live: Annotated[bool, typer.Option(help="Live picture on a terminal; lines without.")] = True,
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
 ) -> None:

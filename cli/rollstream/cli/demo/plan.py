@@ -50,7 +50,7 @@ class DemoOptions:
 
     name: str
     seed: int = 0
-    steps: int = 30
+    steps: int = 40
     runs_dir: Path = Path("runs")
 
     @property
