@@ -83,8 +83,8 @@ def _train_in_subprocess(out: Path, seed: int, progress: Callable[[str], None]) 
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     deadline = threading.Timer(TRAINING_DEADLINE_S, process.kill)
     deadline.start()
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         for line in process.stdout:
             progress(line.rstrip())
         code = process.wait()
@@ -92,6 +92,7 @@ def _train_in_subprocess(out: Path, seed: int, progress: Callable[[str], None]) 
         deadline.cancel()
         process.kill()
         process.wait()
+        process.stdout.close()
     if code != 0:
         tail = "\n".join(complaints.read_text(errors="replace").splitlines()[-LAST_LINES:])
         raise TransientError(f"training the tiny model with {command!r} ended with code {code}:\n{tail}")
