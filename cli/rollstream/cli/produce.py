@@ -70,7 +70,7 @@ def produce_command(
     wall_clock: Annotated[float | None, typer.Option(metavar="SECONDS", help="Time an episode may take.")] = None,
     on_bad_row: Annotated[str | None, typer.Option(metavar="skip|stop", help="What a bad row does.")] = None,
     rejects: Annotated[Path | None, typer.Option(help="JSONL file that gets the bad rows' places.")] = None,
-    pace: Annotated[bool | None, typer.Option("--pace/--no-pace", help="Wait for a trainer; or ignore its limit.")] = None,
+    pace: Annotated[bool | None, typer.Option("--pace/--no-pace", help="Wait for a trainer, or ignore it.")] = None,
     dry_run: Annotated[int | None, typer.Option(metavar="N", help="Show the first N prompts, send nothing.")] = None,
 ) -> None:
     """Turn a dataset into tasks. Running it again or after a crash goes on where it stopped and repeats nothing."""

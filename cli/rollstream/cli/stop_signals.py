@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 EXIT_AT_ONCE = 130
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[asyncio.Event]:
+def stop_on_signals() -> Generator[asyncio.Event]:
     """An event set by the first SIGTERM or SIGINT. Must be entered inside a running loop."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from rollstream.schemas.control import Pause, ProducerProgress, TrainerProgress
 
 PaceState = Literal["emitting", "waiting_for_trainer", "paused"]
 Pacing = Literal["free", "follow", "wait"]
-"""``free``: no limit. ``follow``: the trainer's limit, once there is a trainer. ``wait``: nothing before its first limit."""
+"""``free``: no limit. ``follow``: the trainer's limit, once there is one. ``wait``: nothing before its first limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,8 +110,8 @@ class ProducerSettings(BaseModel):
     rejects_path: Path | None = None
     """JSONL file that gets place, column and rule of every bad row."""
     is_paced: bool | None = None
-    """true: wait for a trainer and keep to its limit; false: never. By default a training run keeps to the limit as soon
-    as there is a trainer, and evaluation never does."""
+    """true: wait for a trainer and keep to its limit; false: never. By default a training run keeps to the limit once
+    there is a trainer, and evaluation never does."""
     max_groups_in_flight: int = Field(default=64, ge=1, le=4096)
     """Groups sent and not yet acknowledged."""
 

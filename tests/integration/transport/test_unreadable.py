@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 
 import pytest
@@ -16,6 +17,7 @@ from rollstream.schemas.errors import UnsupportedSchemaError
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.transport.clients import start_consumer, start_producer
 from rollstream.transport.control import ControlFollower, control_key
+from rollstream.transport.intake import GroupIntake
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import decode_record
 from rollstream.transport.settings import KafkaSettings
@@ -78,3 +80,21 @@ async def test_the_control_follower_reads_on_behind_it(kafka: KafkaSettings) -> 
             while follower.latest(Pause) != (resume, 3):
                 assert await follower.wait_for_change(timeout_s=20)
         await producer.stop()
+
+
+async def test_an_intake_hands_out_a_stand_in_and_every_other_record_once(kafka: KafkaSettings) -> None:
+    topic = kafka.topic("tasks")
+    producer = await start_producer(kafka, profile="rpc")
+    for partition in range(4):
+        await producer.send_and_wait(topic, b"before", partition=partition)
+    await send_unreadable(producer, topic)
+    for partition in range(4):
+        await producer.send_and_wait(topic, b"after", partition=partition)
+    await producer.stop()
+
+    found: list[tuple[int, int]] = []
+    async with GroupIntake(kafka, [topic], group_id=kafka.group("intake")) as intake, asyncio.timeout(30):
+        while len(found) < 9:
+            found += [(r.partition, r.offset) for r in await intake.poll(max_records=9, timeout_s=0.5)]
+
+    assert sorted(found) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)]

@@ -38,6 +38,8 @@ class Work:
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
+        self.two_started = asyncio.Event()
+        self.cancelled = asyncio.Event()
         self.started: list[int] = []
         self.done: list[int] = []
         self.most_at_once = 0
@@ -45,7 +47,13 @@ class Work:
     async def __call__(self, record: Record) -> None:
         self.started.append(record.offset)
         self.most_at_once = max(self.most_at_once, len(self.started) - len(self.done))
-        await self.go_on.wait()
+        if len(self.started) == 2:
+            self.two_started.set()
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
         self.done.append(record.offset)
 
 
@@ -68,8 +76,7 @@ async def test_a_drain_lets_running_records_finish_and_takes_no_more() -> None:
     pool = EpisodePool(work, max_running=2)
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         running = group.create_task(pool.run(source, stop, drain_s=5))
-        while len(work.started) < 2:
-            await asyncio.sleep(0)
+        await work.two_started.wait()
         stop.set()
         await asyncio.sleep(0)
         assert not running.done()
@@ -97,8 +104,7 @@ async def test_records_of_a_partition_that_left_are_cancelled_and_others_go_on()
         group.create_task(pool.run(source, stop, drain_s=5))
         await source.is_empty.wait()
         pool.abandon(frozenset({TopicPartition("tasks", 0)}))
-        while pool.running > 1:
-            await asyncio.sleep(0)
+        await work.cancelled.wait()
         work.go_on.set()
         stop.set()
     assert work.done == [1]

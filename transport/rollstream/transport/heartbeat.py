@@ -17,7 +17,7 @@ INTERVAL_S = 5.0
 
 
 async def beat(publisher: Publisher, status: Callable[[], WorkerStatus]) -> None:
-    """Publish the status now and every ``INTERVAL_S`` until cancelled. A lost beat is only logged: the next one follows."""
+    """Publish the status now and every ``INTERVAL_S`` until cancelled. A lost beat is logged: the next one follows."""
     while True:
         await say(publisher, status())
         await asyncio.sleep(INTERVAL_S)

@@ -9,7 +9,8 @@ records; Kafka delivers them again and they are recognised. A partition that lea
 Crash: the next owner starts at the committed offset, so unfinished records are delivered again (at least once).
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportIncompatibleMethodOverride=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportIncompatibleMethodOverride=false
 # (aiokafka is annotated in part, and declares the listener's coroutines as plain functions)
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import CommitFailedError, KafkaError
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from rollstream.schemas.errors import SettingsError
@@ -32,12 +33,14 @@ from rollstream.transport.instance_lock import InstanceLock
 from rollstream.transport.offsets import OffsetTracker
 from rollstream.transport.records import Record
 from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.unreadable import read_past_unreadable
 
 logger = logging.getLogger(__name__)
 
 COMMIT_INTERVAL_S = 1.0
 COMMIT_DEADLINE_S = 10.0
 COMMIT_RETRY_PAUSE_S = 0.05
+UNREADABLE_POLL_S = 0.2
 TWIN_WINDOW_S = 30.0
 """Regaining the same partitions this often in this time is what two processes with one instance id look like."""
 TWIN_ASSIGNMENTS = 6
@@ -62,6 +65,7 @@ class GroupIntake:
         self._on_lost = on_lost
         self._trackers: dict[TopicPartition, OffsetTracker] = {}
         self._committed: dict[TopicPartition, int] = {}
+        self._times_assigned = 0
         self._gate_is_open = False
         self._commit_lock = asyncio.Lock()
         self._assignments: deque[float] = deque(maxlen=TWIN_ASSIGNMENTS)
@@ -107,15 +111,12 @@ class GroupIntake:
         Each must be given to ``finished`` in the end. At least once: after a crash or a rebalance elsewhere the same
         record is delivered to the next owner.
         """
-        batches = await self._started.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+        try:
+            batches = await self._started.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+        except UnicodeDecodeError:
+            return await self._poll_past_unreadable(max_records)
         # No await between the fetch and here: a record can only belong to the present assignment.
-        return [
-            record
-            for partition, records in batches.items()
-            if (tracker := self._trackers.get(partition)) is not None
-            for record in records
-            if tracker.begin(record.offset)
-        ]
+        return self._begin(record for records in batches.values() for record in records)
 
     def finished(self, partition: TopicPartition, offset: int) -> None:
         """The record needs no more work: its effects are acknowledged. Safe to repeat and after a loss."""
@@ -176,6 +177,7 @@ class GroupIntake:
             self._committed.pop(partition, None)
         for partition in partitions - frozenset(self._trackers):
             self._trackers[partition] = OffsetTracker()
+        self._times_assigned += 1
         self._gate_is_open = True
         self._something_finished.set()
         logger.info("own %d partitions of %s, lost %d", len(partitions), ", ".join(self._topics), len(lost))
@@ -186,6 +188,45 @@ class GroupIntake:
         """A rebalance begins. For the rebalance listener only: commits what can be committed, then closes the gate."""
         await self._commit_within(COMMIT_DEADLINE_S)
         self._gate_is_open = False
+
+    def _begin(self, records: Iterable[Record]) -> list[Record]:
+        return [
+            record
+            for record in records
+            if (tracker := self._trackers.get(TopicPartition(record.topic, record.partition))) is not None
+            and tracker.begin(record.offset)
+        ]
+
+    async def _poll_past_unreadable(self, max_records: int) -> list[Record]:
+        """Partition by partition, with a stand-in for the record that the client cannot take apart."""
+        consumer, settled = self._started, self._times_assigned
+        await self._go_back()
+        records: list[Record] = []
+        for partition in sorted(self._trackers):
+            left = max_records - len(records)
+            if left > 0:
+                records += await read_past_unreadable(
+                    consumer, partition, timeout_s=UNREADABLE_POLL_S, max_records=left
+                )
+        if settled == self._times_assigned:
+            return self._begin(records)
+        await self._go_back()
+        return []
+
+    async def _go_back(self) -> None:
+        """Read on after what has been taken on: a failed fetch, or one over a rebalance, has moved the positions."""
+        consumer = self._started
+        try:
+            for partition, tracker in list(self._trackers.items()):
+                position = tracker.next_offset
+                if position is None:
+                    position = await consumer.committed(partition)
+                if position is None:
+                    await consumer.seek_to_beginning(partition)
+                else:
+                    consumer.seek(partition, position)
+        except IllegalStateError:
+            logger.info("a rebalance moved the partitions of %s meanwhile: they are read again", self._group_id)
 
     def _note_unchanged_assignment(self) -> None:
         now = time.monotonic()

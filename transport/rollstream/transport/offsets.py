@@ -31,6 +31,11 @@ class OffsetTracker:
         self._unfinished.discard(offset)
 
     @property
+    def next_offset(self) -> int | None:
+        """Where reading goes on: after the last record taken on; None before the first."""
+        return self._next_offset
+
+    @property
     def committable(self) -> int | None:
         """The lowest unfinished offset, or the one after the last record; None before the first record."""
         while self._lowest_first and self._lowest_first[0] not in self._unfinished:
