@@ -13,14 +13,13 @@ import asyncio
 import json
 import os
 import statistics
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from bare_engine import EpisodeRun, PlannedEpisode, Throughput, run_bare, steady_throughput
 from figures import Figure, figure
-from workbench import Workbench, children, cpu_s, spread
+from workbench import CpuMeter, Workbench, children, described, spread
 from workload import (
     SCRIPTED_LIMITS,
     SCRIPTED_SAMPLING,
@@ -60,11 +59,12 @@ class Contest:
 
 @dataclass(frozen=True)
 class Round:
-    """One run of each side. ``busy``: cores the pipeline's processes kept busy, by what they are."""
+    """One run of each side. ``busy``: cores kept busy, by what the processes are."""
 
     pipeline: Throughput
     bare: Throughput
     busy: dict[str, float]
+    bare_busy: dict[str, float]
     turn_s: float
     tool_s: float
 
@@ -161,20 +161,21 @@ async def _round(
 ) -> Round:
     tasks = _renamed(contest.tasks, f"{contest.name}-{number}")
     bench.say(f"round {number + 1} of {contest.rounds}: {len(tasks)} episodes through the pipeline")
-    processes = {**pids, "reader": [os.getpid()]}
-    before = {name: sum(map(cpu_s, each)) for name, each in processes.items()}
-    begin = time.perf_counter()
+    meter = CpuMeter({**pids, "reader": [os.getpid()], "broker": [bench.broker_pid] if bench.broker_pid else []})
     await publish_tasks(kafka, tasks)
     arrived = await read_run(log, tasks[0].run_id, len(tasks))
-    wall_s = time.perf_counter() - begin
-    used = {name: (sum(map(cpu_s, each)) - before[name]) / wall_s for name, each in processes.items()}
+    busy = meter.busy()
     bench.say(f"round {number + 1} of {contest.rounds}: the same on the bare engine")
+    meter = CpuMeter({"engine": children(os.getpid()), "caller": [os.getpid()]})
     bare = await run_bare(engine, chat, _plan(tasks, arrived), concurrency=CONCURRENCY)
+    if contest.name == "scripted":
+        assert sum(run.tokens for run in bare) == sum(map(sampled_tokens, arrived)), "not the same episodes"
     turns = sum(trajectory.num_turns for trajectory in arrived)
     return Round(
         pipeline=steady_throughput(_runs(arrived)),
         bare=steady_throughput(bare),
-        busy=used,
+        busy=busy,
+        bare_busy=meter.busy(),
         turn_s=sum(t.timing.generate_s for t in arrived) / turns,
         tool_s=sum(t.timing.tool_s for t in arrived) / turns,
     )
@@ -222,10 +223,9 @@ def _figures(contest: Contest, rounds: Sequence[Round]) -> list[Figure]:
 
 
 def _where_time_goes(median: Round) -> str:
-    busy = ", ".join(f"{name} {used:.0%}" for name, used in median.busy.items() if used)
     return (
         f"median round: {median.pipeline.tokens:,} tokens in {median.pipeline.wall_s:.1f} s against "
-        f"{median.bare.tokens:,} in {median.bare.wall_s:.1f} s; a turn generates "
-        f"{median.turn_s * 1e3:.0f} ms and waits {median.tool_s * 1e3:.1f} ms for tools; share of one core: {busy}; "
-        "the broker takes the rest"
+        f"{median.bare.tokens:,} in {median.bare.wall_s:.1f} s; a turn generates {median.turn_s * 1e3:.0f} ms and "
+        f"waits {median.tool_s * 1e3:.1f} ms for tools; share of one core: {described(median.busy)}; bare: "
+        f"{described(median.bare_busy)}; {os.cpu_count()} cores"
     )

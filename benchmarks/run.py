@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from workbench import Workbench
 
-from rollstream.transport.local_broker import BrokerSettings, ensure_broker
+from rollstream.transport.local_broker import BrokerSettings, ensure_broker, running_broker
 
 FOLDER = Path("runs") / "bench"
 BOOTSTRAP_VARIABLE = "ROLLSTREAM_TEST_BOOTSTRAP"
@@ -66,13 +66,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = (FOLDER / time.strftime("logs-%Y%m%d-%H%M%S")).resolve()
     folder.mkdir(parents=True)
     logging.basicConfig(filename=folder / "benchmarks.log", level=logging.INFO)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    with _own_screen(folder / "output.log") as console:
+        figures, failed = _measure(chosen, folder, console, is_quick=options.quick)
+        output = options.output or default_output(options.only, options.quick)
+        write_figures(figures, output)
+        if len(chosen) > 1:
+            console.print(figures_table(figures, title="RollStream, measured"))
+        missed = [each.name for each in figures if not each.met]
+        console.print(f"{len(figures)} figures, {len(missed)} missed their bar; written to {output}")
+        if failed:
+            console.print(f"[red]failed: {', '.join(failed)}; logs in {folder}[/red]")
+    return 1 if failed else 0
+
+
+def _measure(
+    chosen: Sequence[Benchmark], folder: Path, console: Console, *, is_quick: bool
+) -> tuple[list[Figure], list[str]]:
+    """All figures, and the names of benchmarks that failed."""
     figures: list[Figure] = []
     failed: list[str] = []
-    with _broker(chosen, folder) as bootstrap, _progress(console) as progress:
+    with _broker(chosen, folder) as broker, _progress(console) as progress:
         total = progress.add_task("benchmarks", total=len(chosen), now="")
         for each in chosen:
-            bench = Workbench(bootstrap, options.quick, folder, _teller(progress, total, each.name))
+            bench = Workbench(*broker, is_quick, folder, _teller(progress, total, each.name))
             bench.say("")
             try:
                 found = each.measure(bench)
@@ -84,15 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 console.print(figures_table(found, title=each.name))
             progress.advance(total)
             progress.refresh()
-    output = options.output or default_output(options.only, options.quick)
-    write_figures(figures, output)
-    if len(chosen) > 1:
-        console.print(figures_table(figures, title="RollStream, measured"))
-    missed = [each.name for each in figures if not each.met]
-    console.print(f"{len(figures)} figures, {len(missed)} missed their bar; written to {output}")
-    if failed:
-        console.print(f"[red]failed: {', '.join(failed)}; logs in {folder}[/red]")
-    return 1 if failed else 0
+    return figures, failed
 
 
 def default_output(only: Sequence[str], is_quick: bool) -> Path:
@@ -111,14 +119,31 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def _broker(chosen: Sequence[Benchmark], folder: Path) -> Generator[str]:
-    """The address of a broker of our own, or of the one in the environment; empty where none is needed."""
+def _broker(chosen: Sequence[Benchmark], folder: Path) -> Generator[tuple[str, int | None]]:
+    """Address and process of a broker of our own, or of the one in the environment; empty where none is needed."""
     given = os.environ.get(BOOTSTRAP_VARIABLE, "")
     if given or not any(each.needs_broker for each in chosen):
-        yield given
+        yield given, None
         return
-    with ensure_broker(BrokerSettings(data_dir=folder / "broker")) as bootstrap:
-        yield bootstrap
+    settings = BrokerSettings(data_dir=folder / "broker")
+    with ensure_broker(settings) as bootstrap:
+        state = running_broker(settings)
+        yield bootstrap, state.pid if state and state.container is None else None
+
+
+@contextmanager
+def _own_screen(log_path: Path) -> Generator[Console]:
+    """A console on our standard output; what engines and their libraries print goes to the log."""
+    kept = [os.dup(1), os.dup(2)]
+    with log_path.open("wb") as log, os.fdopen(os.dup(1), "w") as screen:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+        try:
+            yield Console(file=screen, width=None if screen.isatty() else 160)
+        finally:
+            for number, descriptor in zip((1, 2), kept, strict=True):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
 
 
 def _progress(console: Console) -> Progress:

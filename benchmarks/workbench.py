@@ -8,8 +8,9 @@ import asyncio
 import json
 import os
 import statistics
+import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ PARTITIONS = {
 }
 ROLE_START_S = 180.0
 ROLE_STOP_S = 60.0
+ENVIRONMENT = dict(os.environ)
+"""As the user gave it: an engine in this process adds variables that are not meant for others."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -45,12 +48,14 @@ class Workbench:
 
     Attributes:
         bootstrap: address of the broker.
+        broker_pid: its process; None: it was given, or runs in a container.
         is_quick: tiny sizes, to see that everything works; the figures mean nothing.
         folder: logs and scratch files; each run has its own.
         say: shows the user what is going on.
     """
 
     bootstrap: str
+    broker_pid: int | None
     is_quick: bool
     folder: Path
     say: Callable[[str], None]
@@ -92,6 +97,7 @@ class Workbench:
         with log_path.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 *rollstream_command(line, kafka, role),
+                env=ENVIRONMENT,
                 cwd=self.folder,  # no rollstream.toml there
                 stdout=log,
                 stderr=log,
@@ -107,6 +113,32 @@ def cpu_s(pid: int) -> float:
     """CPU seconds of a process and its threads so far; its children are not counted."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+class CpuMeter:
+    """Who keeps how many cores busy, from now on: processes by what they are, and everybody else on this machine."""
+
+    def __init__(self, processes: Mapping[str, Sequence[int]]) -> None:
+        self._processes = processes
+        self._began = time.perf_counter()
+        self._before = self._used_s()
+
+    def busy(self) -> dict[str, float]:
+        """Cores kept busy since the start, by name; ``others`` last."""
+        wall_s = time.perf_counter() - self._began
+        used_s = {name: now - self._before[name] for name, now in self._used_s().items()}
+        machine_s = used_s.pop("machine")
+        return {name: each / wall_s for name, each in {**used_s, "others": machine_s - sum(used_s.values())}.items()}
+
+    def _used_s(self) -> dict[str, float]:
+        used_s = {name: sum(map(cpu_s, pids)) for name, pids in self._processes.items()}
+        user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
+        return {**used_s, "machine": (user + nice + system + irq + softirq) / TICKS_PER_S}
+
+
+def described(busy: Mapping[str, float]) -> str:
+    """For a note: ``engine 93%, reader 4%``."""
+    return ", ".join(f"{name} {cores:.0%}" for name, cores in busy.items() if cores >= 0.005)
 
 
 def children(pid: int) -> list[int]:
