@@ -20,6 +20,8 @@ from typing import Literal, TextIO
 LogFormat = Literal["human", "json"]
 
 FLOODING_LOGGERS = ("aiokafka",)
+QUIET_LOGGERS = {"aiokafka": logging.WARNING, "vllm": logging.ERROR}
+"""Below these levels the libraries tell of every step of every rebalance, and of accelerators that are not there."""
 FLOOD_PERIOD_S = 30.0
 FLOOD_RECORDS = 3
 _CONTEXT_ATTRIBUTE = "rollstream_context"
@@ -36,9 +38,8 @@ def set_up_logging(
     handler.addFilter(FloodFilter())
     handler.setFormatter(JsonFormatter() if log_format == "json" else HumanFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in FLOODING_LOGGERS:
-        # Below warnings the client tells of every step of every rebalance.
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+    for name, floor in QUIET_LOGGERS.items():
+        logging.getLogger(name).setLevel(max(floor, logging.getLogger().level))
 
 
 @contextmanager
