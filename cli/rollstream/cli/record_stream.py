@@ -7,37 +7,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from rollstream.schemas.control import (
-    Pause,
-    PolicyVersion,
-    ProducerProgress,
-    TrainerProgress,
-    TrainerStart,
-    WorkerStatus,
-)
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.messages import Message
-from rollstream.schemas.tasks import RolloutTask
-from rollstream.schemas.tools import ToolCall, ToolResult
-from rollstream.schemas.trajectories import Trajectory
+from rollstream.schemas.registry import MESSAGES
 from rollstream.transport.clients import start_consumer
 from rollstream.transport.records import decode_record
 from rollstream.transport.settings import KafkaSettings
 
 logger = logging.getLogger(__name__)
 
-MESSAGE_TYPES: tuple[type[Message], ...] = (
-    RolloutTask,
-    ToolCall,
-    ToolResult,
-    Trajectory,
-    PolicyVersion,
-    TrainerStart,
-    TrainerProgress,
-    ProducerProgress,
-    Pause,
-    WorkerStatus,
-)
 POLL_MS = 500
 MAX_RECORDS = 1000
 
@@ -57,7 +35,7 @@ async def read_records(kafka: KafkaSettings, topics: Sequence[str], see: See) ->
             for records in (await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_RECORDS)).values():
                 for record in records:
                     try:
-                        message = decode_record(record, *MESSAGE_TYPES)
+                        message = decode_record(record, *MESSAGES)
                     except InvalidMessageError as error:
                         logger.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
                     else:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from rollstream.schemas.errors import DataError
+from rollstream.rollout_workers.named_functions import import_function
+from rollstream.schemas.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from rollstream.rollout_workers.episode import Episode
@@ -35,13 +35,10 @@ def find_agent(name: str) -> Agent:
     """
     if name in _AGENTS:
         return _AGENTS[name]
-    module_name, separator, attribute = name.partition(":")
-    if not separator:
-        raise DataError(f"agent {name!r} is unknown: registered are {sorted(_AGENTS)}, others are 'module:function'")
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise DataError(f"agent {name!r} cannot be loaded: {error}") from error
+        function = import_function(name, kind="agent", known=_AGENTS)
+    except SettingsError as error:
+        raise DataError(str(error)) from error
     if not inspect.iscoroutinefunction(function):
         raise DataError(f"agent {name!r} is not an async function of one Episode")
     return function

@@ -12,7 +12,6 @@ A mapping holds ``reward`` and any named components. A sync function runs in a t
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,6 +21,7 @@ from functools import cache
 from typing import Any, cast
 
 from rollstream.rollout_workers.answer_matching import final_number, same_number, same_text, spoken_text
+from rollstream.rollout_workers.named_functions import import_function
 from rollstream.rollout_workers.regex_matching import PatternError, last_match
 from rollstream.schemas.errors import DataError, RollstreamError, SettingsError, TransientError
 from rollstream.schemas.tasks import RewardSpec
@@ -111,19 +111,7 @@ def find_reward(name: str) -> RewardFunction:
     """
     if name in _BUILT_IN:
         return _BUILT_IN[name]
-    module_name, separator, attribute = name.partition(":")
-    if not separator or not module_name or not attribute:
-        raise SettingsError(f"reward {name!r} is unknown: known are {sorted(_BUILT_IN)}, your own is 'module:function'")
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:
-        raise SettingsError(
-            f"reward {name!r} cannot be loaded ({type(error).__name__}: {error}): is {module_name!r} installed or on "
-            f"PYTHONPATH, and does it define {attribute!r}?"
-        ) from error
-    if not callable(function):
-        raise SettingsError(f"reward {name!r} is not a function of one RewardInput")
-    return cast("RewardFunction", function)
+    return cast("RewardFunction", import_function(name, kind="reward", known=_BUILT_IN))
 
 
 async def score(spec: RewardSpec, episode: RewardInput) -> RewardResult:

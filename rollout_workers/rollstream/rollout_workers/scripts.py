@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Sequence
 from typing import cast
 
 from rollstream.rollout_workers.byte_chat_format import END_OF_MESSAGE_ID, ROLE_IDS
+from rollstream.rollout_workers.named_functions import import_function
 from rollstream.rollout_workers.scripted_engine import Script, ScriptPrompt, decode_bytes
-from rollstream.schemas.errors import SettingsError
 
 EXPRESSION = re.compile(r"\d+ [-+*/] \d+")
 MEDIAN_WORDS = 60
@@ -68,13 +67,4 @@ def load_script(name: str) -> Script:
     """
     if name in SCRIPTS:
         return SCRIPTS[name]
-    module, separator, attribute = name.partition(":")
-    if not separator:
-        raise SettingsError(f"there is no script {name!r}: use one of {sorted(SCRIPTS)} or 'module:function'")
-    try:
-        script = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise SettingsError(f"the script {name!r} cannot be loaded: {error}") from error
-    if not callable(script):
-        raise SettingsError(f"the script {name!r} is not a function")
-    return cast("Script", script)
+    return cast("Script", import_function(name, kind="script", known=SCRIPTS))

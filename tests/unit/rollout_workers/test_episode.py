@@ -272,7 +272,7 @@ def test_a_prompt_that_does_not_fit_is_an_error_of_the_task() -> None:
 
 
 def test_an_unknown_agent_is_named_with_the_known_ones() -> None:
-    with pytest.raises(DataError, match=r"'dance' is unknown: registered are .*'react'"):
+    with pytest.raises(DataError, match=r"'dance' is unknown: known are .*'react'"):
         find_agent("dance")
 
 
