@@ -22,9 +22,8 @@ def rollout_worker_command(
     worker_id: Annotated[str | None, typer.Option(help="Name in logs, status and trajectories.")] = None,
 ) -> None:
     """Run episodes until SIGTERM or Ctrl-C; running ones may then finish within the drain limit."""
-    from rollstream.transport.telemetry import set_up_logging
-
     from rollstream.rollout_workers.service import run_rollout_worker
+    from rollstream.transport.telemetry import set_up_logging
 
     settings = load_settings(
         {
