@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rollstream.cli.tiny_model import CALCULATOR, SYSTEM_PROMPT, make_tasks
 from rollstream.rollout_workers.engine_settings import ScriptedSettings
@@ -17,6 +17,7 @@ from rollstream.transport.records import decode_record
 from rollstream.transport.settings import KafkaSettings
 
 GROUP_SIZE = 8
+PUBLISHES_AT_ONCE = 64
 READ_DEADLINE_S = 600.0
 SCRIPTED_LIMITS = EpisodeLimits(max_turns=8, max_response_tokens=4096, wall_clock_s=300.0)
 SCRIPTED_SAMPLING = SamplingParams(max_tokens=1024)
@@ -66,11 +67,15 @@ def arithmetic_tasks(run_id: str, count: int, limits: EpisodeLimits, sampling: S
 
 async def publish_tasks(kafka: KafkaSettings, tasks: Sequence[RolloutTask]) -> None:
     """Return when all are acknowledged."""
-    partitions = kafka.topics["tasks"].partitions
+    waiting = iter(tasks)
     async with Publisher(kafka) as publisher, asyncio.TaskGroup() as group:
-        for task in tasks:
-            partition = group_partition(task.group_id, partitions)
-            group.create_task(publisher.publish(task, key=task.group_id, partition=partition))
+        for _ in range(PUBLISHES_AT_ONCE):
+            group.create_task(_publish(publisher, waiting, kafka.topics["tasks"].partitions))
+
+
+async def _publish(publisher: Publisher, waiting: Iterator[RolloutTask], partitions: int) -> None:
+    for task in waiting:
+        await publisher.publish(task, key=task.group_id, partition=group_partition(task.group_id, partitions))
 
 
 async def read_run(log: TrajectoryLog, run_id: str, count: int) -> list[Trajectory]:
