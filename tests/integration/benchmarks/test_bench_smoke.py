@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[3]
 BENCHMARKS = {
@@ -44,7 +44,12 @@ async def test_every_benchmark_gives_complete_figures(broker: str, tmp_path: Pat
         cwd=tmp_path, env={**os.environ, "ROLLSTREAM_TEST_BOOTSTRAP": broker},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    printed, _ = await process.communicate()
+    try:
+        printed, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
     assert process.returncode == 0, printed.decode()
     figures: list[dict[str, Any]] = json.loads(output.read_text())
     for figure in figures:
