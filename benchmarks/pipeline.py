@@ -58,6 +58,15 @@ class Contest:
 
 
 @dataclass(frozen=True)
+class BareSide:
+    """The engine in this process, with the processes it has started."""
+
+    engine: Engine
+    chat: ChatFormat
+    engine_pids: list[int]
+
+
+@dataclass(frozen=True)
 class Round:
     """One run of each side. ``busy``: cores kept busy, by what the processes are."""
 
@@ -102,27 +111,26 @@ def measure_vllm(bench: Workbench) -> list[Figure]:
 
 
 async def _measure(bench: Workbench, contest: Contest) -> list[Figure]:
-    async with bench.topics() as kafka, TrajectoryLog(kafka) as log, _bare_side(bench, contest) as (engine, chat):
+    async with bench.topics() as kafka, TrajectoryLog(kafka) as log, _bare_side(bench, contest) as bare:
         await log.seek({})
         bench.say("starting the pipeline")
         async with _pipeline_side(bench, kafka, contest) as pids:
             warm_up = _renamed(contest.tasks[: 2 * CONCURRENCY], "warm-up")
             await publish_tasks(kafka, warm_up)
             await read_run(log, "warm-up", len(warm_up))
-            await run_bare(engine, chat, _plan(warm_up, []), concurrency=CONCURRENCY)
-            rounds = [
-                await _round(bench, contest, kafka, log, engine, chat, pids, number) for number in range(contest.rounds)
-            ]
+            await run_bare(bare.engine, bare.chat, _plan(warm_up, []), concurrency=CONCURRENCY)
+            rounds = [await _round(bench, contest, kafka, log, bare, pids, number) for number in range(contest.rounds)]
     return _figures(contest, rounds)
 
 
 @asynccontextmanager
-async def _bare_side(bench: Workbench, contest: Contest) -> AsyncGenerator[tuple[Engine, ChatFormat]]:
+async def _bare_side(bench: Workbench, contest: Contest) -> AsyncGenerator[BareSide]:
     bench.say("starting the bare engine")
+    before = children(os.getpid())
     chat = await asyncio.to_thread(load_chat_format, contest.settings)
     engine = await build_engine(contest.settings.engine, contest.settings.model)
     try:
-        yield engine, chat
+        yield BareSide(engine, chat, [pid for pid in children(os.getpid()) if pid not in before])
     finally:
         await engine.close()
 
@@ -154,8 +162,7 @@ async def _round(
     contest: Contest,
     kafka: KafkaSettings,
     log: TrajectoryLog,
-    engine: Engine,
-    chat: ChatFormat,
+    bare: BareSide,
     pids: dict[str, list[int]],
     number: int,
 ) -> Round:
@@ -166,14 +173,14 @@ async def _round(
     arrived = await read_run(log, tasks[0].run_id, len(tasks))
     busy = meter.busy()
     bench.say(f"round {number + 1} of {contest.rounds}: the same on the bare engine")
-    meter = CpuMeter({"engine": children(os.getpid()), "caller": [os.getpid()]})
-    bare = await run_bare(engine, chat, _plan(tasks, arrived), concurrency=CONCURRENCY)
+    meter = CpuMeter({"engine": bare.engine_pids, "caller": [os.getpid()]})
+    bare_runs = await run_bare(bare.engine, bare.chat, _plan(tasks, arrived), concurrency=CONCURRENCY)
     if contest.name == "scripted":
-        assert sum(run.tokens for run in bare) == sum(map(sampled_tokens, arrived)), "not the same episodes"
+        assert sum(run.tokens for run in bare_runs) == sum(map(sampled_tokens, arrived)), "not the same episodes"
     turns = sum(trajectory.num_turns for trajectory in arrived)
     return Round(
         pipeline=steady_throughput(_runs(arrived)),
-        bare=steady_throughput(bare),
+        bare=steady_throughput(bare_runs),
         busy=busy,
         bare_busy=meter.busy(),
         turn_s=sum(t.timing.generate_s for t in arrived) / turns,
