@@ -34,7 +34,7 @@ async def a_demo(name: str, runs_dir: Path) -> AsyncGenerator[asyncio.subprocess
             yield process
     finally:
         if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             await process.wait()
 
 

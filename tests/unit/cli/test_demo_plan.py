@@ -61,7 +61,7 @@ def test_other_seeds_have_other_tasks(tmp_path: Path) -> None:
 
 
 def test_a_run_that_exists_is_never_overwritten(tmp_path: Path) -> None:
-    open_folder(options(tmp_path))
+    (tmp_path / "x").mkdir()
     with pytest.raises(SettingsError, match="exists"):
         open_folder(options(tmp_path))
 

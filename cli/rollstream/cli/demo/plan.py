@@ -78,9 +78,10 @@ def open_folder(options: DemoOptions) -> Path:
     if not options.name or set(options.name) - set(_NAME_LETTERS) or not options.name[0].isalnum():
         raise SettingsError(f"--name {options.name!r}: use letters, digits, '-', '_' and '.', a letter or digit first")
     try:
-        (options.folder / "logs").mkdir(parents=True)
+        options.folder.mkdir(parents=True)
     except FileExistsError as error:
         raise SettingsError(f"the run {str(options.folder)!r} exists: choose another --name or remove it") from error
+    (options.folder / "logs").mkdir()
     return options.folder
 
 

@@ -74,17 +74,19 @@ class DemoRun:
         trainer_script()
         tasks_file = write_tasks(self.options)
         broker_dir = self.options.folder / "broker"
-        async with asyncio.TaskGroup() as tasks:
-            making_model = tasks.create_task(self._make_model())
-            self.view.phase("broker", "starting")
-            async with a_broker(self.settings, broker_dir) as kafka:
-                kafka = changed_kafka(kafka, prefix=self.options.prefix, partitions=PARTITIONS)
-                await apply_topics(kafka)
-                self._ready("broker")
-                model = await making_model
-                await self._train(kafka, model, tasks_file)
-                await self._export(kafka)
-        shutil.rmtree(broker_dir, ignore_errors=True)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                making_model = tasks.create_task(self._make_model())
+                self.view.phase("broker", "starting")
+                async with a_broker(self.settings, broker_dir) as kafka:
+                    kafka = changed_kafka(kafka, prefix=self.options.prefix, partitions=PARTITIONS)
+                    await apply_topics(kafka)
+                    self._ready("broker")
+                    model = await making_model
+                    await self._train(kafka, model, tasks_file)
+                    await self._export(kafka)
+        finally:
+            shutil.rmtree(broker_dir, ignore_errors=True)
         return self._summary()
 
     async def _make_model(self) -> Path:
