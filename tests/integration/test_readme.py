@@ -1,11 +1,14 @@
 """The README, read from top to bottom by somebody who does what it says: every command runs, every block of code too.
 
-Substituted are what a reader has to bring along: the data, the model (here the scripted engine), the address, a trainer's
-own functions. `make` is asked what it would do; what it does then is the rest of the suite.
+Substituted is what a reader has to bring along: the data, the model (here the scripted engine), the address, a
+trainer's own functions. `make` is asked what it would do; what it does then is the rest of the suite.
 """
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (pyarrow is not annotated)
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -58,9 +61,7 @@ class Reader:
     kafka: KafkaSettings
     folder: Path
     stack: ExitStack
-    workers: list[tuple[str, subprocess.Popen[bytes]]] = field(
-        default_factory=list[tuple[str, subprocess.Popen[bytes]]]
-    )
+    workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict[str, subprocess.Popen[bytes]])
     stepped: list[PaddedBatch] = field(default_factory=list[PaddedBatch])
 
     def environment(self) -> dict[str, str]:
@@ -91,13 +92,13 @@ class Reader:
             process = subprocess.Popen(words, cwd=self.folder, env=self.environment(), stdout=output, stderr=output)
         self.stack.callback(process.wait)
         self.stack.callback(process.kill)
-        self.workers.append((words[1], process))
+        self.workers[words[1]] = process
 
     def stop_workers(self) -> None:
-        for name, process in self.workers:
+        for name, process in self.workers.items():
             assert process.poll() is None, f"{name} ended by itself:\n{(self.folder / f'{name}.log').read_text()}"
             process.send_signal(signal.SIGTERM)
-        for name, process in self.workers:
+        for name, process in self.workers.items():
             code = process.wait(timeout=COMMAND_DEADLINE_S)
             assert code == 0, f"{name} ended with {code}:\n{(self.folder / f'{name}.log').read_text()}"
         self.workers.clear()
@@ -140,7 +141,7 @@ class Reader:
         self.run(*words)
 
     def train(self, code: str) -> None:
-        """One step of the loop; workers load what it publishes."""
+        """One turn of the loop."""
         policy = self.folder / "policy"
         policy.mkdir()
         (policy / "weights").write_bytes(b"weights")
@@ -178,7 +179,8 @@ async def every_task_has_its_trajectory(kafka: KafkaSettings) -> None:
             raise Done
 
     with pytest.raises(Done):
-        await read_records(kafka, topics, see)
+        async with asyncio.timeout(COMMAND_DEADLINE_S):
+            await read_records(kafka, topics, see)
 
 
 def handler(reader: Reader, words: list[str]) -> Callable[[list[str]], None]:
