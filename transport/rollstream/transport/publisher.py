@@ -16,11 +16,9 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
-from typing import cast
 
-import msgspec
-import numpy as np
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
     KafkaError,
@@ -29,6 +27,7 @@ from aiokafka.errors import (
     RecordListTooLargeError,
     UnknownTopicOrPartitionError,
 )
+from prometheus_client import Counter, Histogram
 
 from rollstream.schemas.codec import EncodedRecord, encode
 from rollstream.schemas.errors import InvalidMessageError, TransientError
@@ -43,6 +42,7 @@ from rollstream.transport.clients import (
     start_producer,
     stop_quietly,
 )
+from rollstream.transport.message_size import large_parts_bytes
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.tracing import trace_headers
 
@@ -89,6 +89,7 @@ class Publisher:
         self._deadline_s = deadline_s
         self._slots = asyncio.Semaphore(max_in_flight)
         self._limits = {topic.name: topic.max_value_bytes for topic in kafka.topics.values()}
+        self._checked: set[tuple[str, int | None]] = set()
         self._renewing = asyncio.Lock()
         self._started: AIOKafkaProducer | None = None
 
@@ -139,9 +140,10 @@ class Publisher:
                 f"a {type(message).__name__} for {name!r} was not acknowledged within {allowed_s:g} s; last: "
                 f"{sending.last_failure}"
             ) from None
-        metrics.PUBLISHED.labels(name).inc()
-        metrics.PUBLISHED_BYTES.labels(name).inc(len(record.value))
-        metrics.PUBLISH_SECONDS.labels(name).observe(time.monotonic() - started)
+        counters = _counters(name)
+        counters.records.inc()
+        counters.size_bytes.inc(len(record.value))
+        counters.seconds.observe(time.monotonic() - started)
         return place
 
     def _check_size(self, topic: str, message: Message, size_bytes: int) -> None:
@@ -173,6 +175,7 @@ class Publisher:
                 raise denied(error, self._kafka) from error
             except KafkaError as error:
                 sending.last_failure = repr(error)
+                self._checked.clear()
                 logger.warning("send to %s failed and is repeated: %r", sending.topic, error)
                 if not error.retriable and not isinstance(error, KafkaTimeoutError):
                     await self._renew(producer)
@@ -182,6 +185,8 @@ class Publisher:
 
     async def _check_partition(self, producer: AIOKafkaProducer, sending: _Sending) -> None:
         """A missing topic would otherwise block the send for its whole time-out."""
+        if (sending.topic, sending.partition) in self._checked:
+            return
         try:
             async with asyncio.timeout(TOPIC_LOOKUP_S):
                 partitions = await producer.partitions_for(sending.topic)
@@ -193,6 +198,7 @@ class Publisher:
             raise InvalidMessageError(
                 f"partition {sending.partition} of {sending.topic!r} does not exist, it has {len(partitions)} of them"
             )
+        self._checked.add((sending.topic, sending.partition))
 
     async def _renew(self, failed: AIOKafkaProducer) -> None:
         """Replace a producer that cannot go on: after a refused batch the broker takes no further numbers from it."""
@@ -223,21 +229,22 @@ def _too_large(topic: str, schema: str, size_bytes: int, rule: str) -> InvalidMe
 
 
 async def _encoded(message: Message) -> EncodedRecord:
-    if approximate_bytes(message) > THREAD_ABOVE_BYTES:
+    if large_parts_bytes(message) > THREAD_ABOVE_BYTES:
         return await asyncio.to_thread(encode, message)
     return encode(message)
 
 
-def approximate_bytes(value: object) -> int:
-    """About how much there is to encode: text, bytes and arrays, wherever they lie. Cheap next to encoding."""
-    if isinstance(value, np.ndarray):
-        return value.nbytes
-    if isinstance(value, str | bytes):
-        return len(value)
-    if isinstance(value, msgspec.Struct):
-        return sum(approximate_bytes(getattr(value, name)) for name in value.__struct_fields__)
-    if isinstance(value, list | tuple):
-        return sum(map(approximate_bytes, cast("list[object]", value)))
-    if isinstance(value, dict):
-        return sum(map(approximate_bytes, cast("dict[object, object]", value).values()))
-    return 8
+@cache
+def _counters(topic: str) -> _Counters:
+    return _Counters(
+        metrics.PUBLISHED.labels(topic), metrics.PUBLISHED_BYTES.labels(topic), metrics.PUBLISH_SECONDS.labels(topic)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Counters:
+    """The metrics of one topic, looked up once."""
+
+    records: Counter
+    size_bytes: Counter
+    seconds: Histogram
