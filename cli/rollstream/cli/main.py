@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import typer
 
 from rollstream.cli.command_line import CommandLine, remember
 from rollstream.schemas.errors import RollstreamError
+from rollstream.transport.telemetry import set_up_logging
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
 def main() -> NoReturn:
     """Entry point of the ``rollstream`` script; what is wrong on purpose ends in one message and exit code 1 or 2."""
     arguments = globals_first(sys.argv[1:])
+    set_up_logging(level=logging.WARNING, client_level=logging.CRITICAL)
     try:
         build_app(arguments)(arguments, prog_name="rollstream", standalone_mode=True)
     except RollstreamError as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.messages import Message
 from rollstream.schemas.registry import MESSAGES
-from rollstream.transport.clients import start_consumer
+from rollstream.transport.clients import start_consumer, stop_consumer
 from rollstream.transport.records import decode_record
 from rollstream.transport.settings import KafkaSettings
 
@@ -41,4 +41,4 @@ async def read_records(kafka: KafkaSettings, topics: Sequence[str], see: See) ->
                     else:
                         see(message, (record.timestamp, record.partition, record.offset))
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated
@@ -16,7 +15,6 @@ from rich.table import Table
 
 from rollstream.cli.settings import load_settings
 from rollstream.transport.settings import KafkaSettings
-from rollstream.transport.telemetry import set_up_logging
 from rollstream.transport.topic_admin import (
     apply_topics,
     check_topics,
@@ -147,5 +145,4 @@ def _as_data(topic: TopicState) -> dict[str, object]:
 
 
 def _kafka(bootstrap: str | None, prefix: str | None) -> KafkaSettings:
-    set_up_logging(level=logging.WARNING)
     return load_settings({"kafka": {"bootstrap": bootstrap, "prefix": prefix}}).kafka

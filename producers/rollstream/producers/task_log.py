@@ -16,7 +16,7 @@ from rollstream.schemas.codec import read_body
 from rollstream.schemas.control import ProducerProgress
 from rollstream.schemas.errors import InvalidMessageError, SettingsError, TransientError
 from rollstream.schemas.tasks import RolloutTask
-from rollstream.transport.clients import start_consumer
+from rollstream.transport.clients import start_consumer, stop_consumer
 from rollstream.transport.settings import KafkaSettings
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ async def read_task_log(kafka: KafkaSettings, run_id: str, start_offsets: Sequen
             await asyncio.sleep(0)
         return TaskLog([ends[p] for p in partitions], task_ids, read)
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
 
 
 def _head(

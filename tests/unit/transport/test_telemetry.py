@@ -130,6 +130,24 @@ def test_a_new_period_begins_with_a_clean_count() -> None:
     assert again.getMessage() == "Unable connect to 1"
 
 
+def test_of_a_broker_that_is_away_each_waiting_send_does_not_tell_anew() -> None:
+    flood = FloodFilter(records=2, clock=Clock())
+    sends = [record("rollstream.transport.publisher", "send to %s failed", "tasks") for _ in range(50)]
+
+    assert [flood.filter(send) for send in sends] == [True, True] + [False] * 48
+
+
+def test_the_level_of_the_kafka_client_is_its_own() -> None:
+    stream = io.StringIO()
+    set_up_logging(level=logging.WARNING, client_level=logging.CRITICAL, stream=stream)
+    logging.getLogger("aiokafka.conn").error("from the client")
+    logging.getLogger("rollstream.x").warning("ours")
+    logging.getLogger("aiokafka").setLevel(logging.NOTSET)
+
+    assert "from the client" not in stream.getvalue()
+    assert "ours" in stream.getvalue()
+
+
 def test_other_messages_and_our_own_are_never_held_back() -> None:
     flood = FloodFilter(records=1, clock=Clock())
 

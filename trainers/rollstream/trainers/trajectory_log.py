@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata
 
 from rollstream.schemas.errors import DataLossError, SettingsError, TransientError
-from rollstream.transport.clients import admin_client, start_consumer
+from rollstream.transport.clients import admin_client, start_consumer, stop_consumer
 from rollstream.transport.records import Record
 from rollstream.transport.settings import KafkaSettings
 
@@ -46,11 +46,7 @@ class TrajectoryLog:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        try:
-            async with asyncio.timeout(COMMIT_DEADLINE_S):
-                await self._started.stop()
-        except (TimeoutError, KafkaError) as error:
-            logger.warning("the reader of %s did not stop cleanly: %r", self.topic, error)
+        await stop_consumer(self._started)
 
     async def beginning_offsets(self) -> dict[int, int]:
         """Per partition, the offset of the oldest record that is still there."""

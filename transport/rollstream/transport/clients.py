@@ -135,7 +135,7 @@ async def start_consumer(
 
     # Joining waits until a dead member has run out of its session.
     extra_s = kafka.session_timeout_s if group_id else 0.0
-    return await _start(kafka, build, AIOKafkaConsumer.stop, extra_s=extra_s)
+    return await _start(kafka, build, stop_consumer, extra_s=extra_s)
 
 
 async def start_admin(kafka: KafkaSettings) -> AIOKafkaAdminClient:
@@ -164,7 +164,7 @@ async def admin_client(kafka: KafkaSettings) -> AsyncGenerator[AIOKafkaAdminClie
     except KafkaError as error:
         raise TransientError(f"a request to Kafka at {kafka.bootstrap!r} failed: {error!r}; try again") from error
     finally:
-        await client.close()
+        await stop_quietly(client.close())
 
 
 def denied(error: KafkaError, kafka: KafkaSettings) -> SettingsError:
@@ -245,11 +245,29 @@ async def _start(
     raise unreachable(failure, kafka, allowed_s) from failure
 
 
-async def stop_quietly(stopping: Awaitable[None]) -> None:
-    """Stop a client that is of no more use; what goes wrong or takes too long on the way does not matter."""
-    with suppress(TimeoutError, KafkaError, OSError):
-        async with asyncio.timeout(STOP_TIMEOUT_S):
-            await stopping
+async def stop_quietly(stopping: Awaitable[None], *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Stop a client that is of no more use; what goes wrong or takes too long on the way does not matter.
+
+    It is awaited in a task of its own: a client that cancels itself while it stops must not cancel the caller.
+    """
+
+    async def stop() -> None:
+        with suppress(TimeoutError, KafkaError, OSError):
+            async with asyncio.timeout(timeout_s):
+                await stopping
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(stop())
+
+
+async def stop_consumer(consumer: AIOKafkaConsumer, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Stop a consumer, leaving its group; never raises, and returns within about ``timeout_s``.
+
+    With a broker that is away, the consumer's own ``stop`` ends in the cancellation of its pending fetches and leaves
+    its connections open.
+    """
+    await stop_quietly(consumer.stop(), timeout_s=timeout_s)
+    await stop_quietly(consumer._client.close(), timeout_s=timeout_s)  # pyright: ignore[reportPrivateUsage]  -- no public way
 
 
 async def _check_topics_exist(kafka: KafkaSettings, topics: Collection[str]) -> None:

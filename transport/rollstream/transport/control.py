@@ -34,7 +34,7 @@ from rollstream.schemas.control import (
     WorkerStatus,
 )
 from rollstream.schemas.errors import InvalidMessageError, TransientError
-from rollstream.transport.clients import start_consumer, stop_quietly
+from rollstream.transport.clients import start_consumer, stop_consumer
 from rollstream.transport.records import Record, decode_record, record_place
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.unreadable import read_past_unreadable
@@ -130,7 +130,7 @@ class ControlFollower:
     async def __aenter__(self) -> ControlFollower:
         async with AsyncExitStack() as stack:
             consumer = await start_consumer(self._kafka, self._partition.topic)
-            stack.push_async_callback(_stop, consumer)
+            stack.push_async_callback(stop_consumer, consumer)
             await self._read_to_end(consumer)
             self._changes_at_start = self._changes
             tasks = await asyncio.TaskGroup().__aenter__()
@@ -217,7 +217,3 @@ class ControlFollower:
             logger.warning("control record %s is passed over: %s", record_place(record), error)
             return
         self._facts.learn(key, record.offset, message)
-
-
-async def _stop(consumer: AIOKafkaConsumer) -> None:
-    await stop_quietly(consumer.stop())

@@ -28,7 +28,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from rollstream.schemas.errors import SettingsError
-from rollstream.transport.clients import start_consumer
+from rollstream.transport.clients import start_consumer, stop_consumer
 from rollstream.transport.instance_lock import InstanceLock
 from rollstream.transport.offsets import OffsetTracker
 from rollstream.transport.records import Record
@@ -93,11 +93,7 @@ class GroupIntake:
         consumer = self._started
         await self._commit_within(COMMIT_DEADLINE_S)
         self._gate_is_open = False
-        try:
-            async with asyncio.timeout(COMMIT_DEADLINE_S):
-                await consumer.stop()
-        except (TimeoutError, KafkaError) as error:
-            logger.warning("leaving group %s took too long or failed: %r", self._group_id, error)
+        await stop_consumer(consumer, timeout_s=COMMIT_DEADLINE_S)
         await self._stack.aclose()
 
     @property

@@ -1,7 +1,7 @@
 """Logs of a process: one line per record, for people or as JSON, with the ids of what is being worked on.
 
-The Kafka client repeats itself some 75 times a second while a broker is away; of each of its messages only the first
-few in a period are let through, and the next one says how many were held back.
+The Kafka client repeats itself some 75 times a second while a broker is away, and every send that waits for it says so;
+of each such message only the first few in a period are let through, and the next one says how many were held back.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ from typing import Literal, TextIO
 
 LogFormat = Literal["human", "json"]
 
-FLOODING_LOGGERS = ("aiokafka",)
-QUIET_LOGGERS = {"aiokafka": logging.WARNING, "vllm": logging.ERROR}
-"""Below these levels the libraries tell of every step of every rebalance, and of accelerators that are not there."""
+FLOODING_LOGGERS = (
+    "aiokafka",
+    "rollstream.transport",
+    "rollstream.rollout_workers.task_handling",
+    "rollstream.tool_workers.service",
+)
+"""The client, and those of ours who say the same of every record or of every send."""
+QUIET_LOGGERS = {"vllm": logging.ERROR}
+"""Below these levels libraries tell of accelerators that are not there. Kafka's tells of every step of a rebalance."""
 FLOOD_PERIOD_S = 30.0
 FLOOD_RECORDS = 3
 _CONTEXT_ATTRIBUTE = "rollstream_context"
@@ -30,15 +36,22 @@ _context: ContextVar[dict[str, str]] = ContextVar("log_context", default={})  # 
 
 
 def set_up_logging(
-    *, log_format: LogFormat = "human", level: str | int = logging.INFO, stream: TextIO | None = None
+    *,
+    log_format: LogFormat = "human",
+    level: str | int = logging.INFO,
+    client_level: int = logging.WARNING,
+    stream: TextIO | None = None,
 ) -> None:
-    """Send the logs of this process to ``stream`` (standard error by default). Calling again replaces the set-up."""
+    """Send the logs of this process to ``stream`` (standard error by default). Calling again replaces the set-up.
+
+    ``client_level``: below it the Kafka client is silent. What matters of it is in our own errors.
+    """
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
     handler.addFilter(_add_context)
     handler.addFilter(FloodFilter())
     handler.setFormatter(JsonFormatter() if log_format == "json" else HumanFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name, floor in QUIET_LOGGERS.items():
+    for name, floor in {**QUIET_LOGGERS, "aiokafka": client_level}.items():
         logging.getLogger(name).setLevel(max(floor, logging.getLogger().level))
 
 

@@ -27,7 +27,7 @@ from aiokafka.errors import KafkaError
 
 from rollstream.schemas.errors import InvalidMessageError, TransientError
 from rollstream.schemas.tools import ToolCall, ToolResult
-from rollstream.transport.clients import start_consumer
+from rollstream.transport.clients import start_consumer, stop_consumer
 from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record, decode_record
@@ -132,7 +132,7 @@ class ToolClient:
             await stack.enter_async_context(self._publisher)
             await stack.enter_async_context(self._dead_letters)
             consumer = await start_consumer(self._kafka, auto_offset_reset="latest")
-            stack.push_async_callback(consumer.stop)
+            stack.push_async_callback(stop_consumer, consumer)
             await self._take_position(consumer)
             group = asyncio.TaskGroup()
             await group.__aenter__()

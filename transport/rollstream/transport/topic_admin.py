@@ -24,7 +24,7 @@ from aiokafka.errors import (
 from aiokafka.structs import OffsetAndMetadata
 
 from rollstream.schemas.errors import SettingsError, TransientError
-from rollstream.transport.clients import admin_client, start_consumer, stop_quietly
+from rollstream.transport.clients import admin_client, start_consumer, stop_consumer
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.topic_differences import (
     TopicDifference,
@@ -136,7 +136,7 @@ async def consumer_lag(kafka: KafkaSettings, group: str) -> list[PartitionLag]:
     except KafkaError as error:
         raise TransientError(f"the ends of the topics of group {group!r} cannot be read: {error!r}") from error
     finally:
-        await stop_quietly(consumer.stop())
+        await stop_consumer(consumer)
     return [
         PartitionLag(
             topic=partition.topic,

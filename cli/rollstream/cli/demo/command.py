@@ -34,7 +34,7 @@ def demo_command(
     options = DemoOptions(name=name or default_name(), seed=seed, steps=steps, runs_dir=runs_dir)
     settings = load_settings(needs_broker=False)
     folder = open_folder(options)
-    logging.basicConfig(filename=folder / "logs" / "demo.log", level=logging.INFO)
+    logging.basicConfig(filename=folder / "logs" / "demo.log", level=logging.INFO, force=True)
     console = Console()
     title = f"rollstream demo, run {options.name}, seed {seed}"
     with a_demo_view(console, is_live=live and console.is_terminal, title=title, steps=steps) as view:
