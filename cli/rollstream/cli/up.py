@@ -28,7 +28,7 @@ from rollstream.cli.status_report import StatusReport, report_line, report_table
 from rollstream.cli.supervisor import ProcessState, Supervisor, drain_on_signals
 from rollstream.cli.task_ledger import TaskLedger
 from rollstream.schemas.control import ProducerProgress
-from rollstream.schemas.errors import RollstreamError, SettingsError
+from rollstream.schemas.errors import RollstreamError, SettingsError, TransientError
 from rollstream.schemas.messages import Message
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.schemas.trajectories import Trajectory
@@ -90,12 +90,16 @@ async def run_up(settings: RollstreamSettings, console: Console, *, until_done: 
 
 
 async def _show(kafka: KafkaSettings, supervisor: Supervisor, view: View) -> None:
-    """Feed the view until cancelled. A broker that is away for a moment shows as an old picture, not as an error."""
-    async with ControlFollower(kafka) as control:
-        while True:
-            report = await gather_report(kafka, control)
-            view.show(report, supervisor.states())
-            await asyncio.sleep(view.interval_s)
+    """Feed the view until cancelled. While the broker is away the roles wait for it, and so does the view."""
+    while True:
+        try:
+            async with ControlFollower(kafka) as control:
+                while True:
+                    report = await gather_report(kafka, control)
+                    view.show(report, supervisor.states())
+                    await asyncio.sleep(view.interval_s)
+        except TransientError as error:
+            view.line("up", f"the view stands still: {error}")
 
 
 class View:
