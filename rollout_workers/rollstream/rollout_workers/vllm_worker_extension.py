@@ -17,7 +17,7 @@ import threading
 
 logger = logging.getLogger(__name__)
 
-OWNER_VARIABLE = "ROLLSTREAM_ENGINE_OWNER"
+OWNER_VARIABLE = "_VLLM_WORKER_OWNER"
 """Process id of the rollout worker; set by it, inherited by everything vLLM starts."""
 
 
