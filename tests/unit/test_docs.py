@@ -98,6 +98,8 @@ def silence(command: Any) -> None:
 
 def is_a_make_target(words: list[str]) -> None:
     arguments = [word for word in words[1:] if word not in ELLIPSES]
+    targets = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {word for word in arguments if "=" not in word} <= set(" ".join(targets).split()), words
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     shown = subprocess.run(
         ["make", "-n", *arguments], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=30, check=False
@@ -180,12 +182,15 @@ def is_mentioned_rightly(words: list[str]) -> None:
     group: Any = place
     options = {"--config", "--set"}
     for before, word in zip(["", *words], words, strict=False):
+        if before in ("--config", "--set"):
+            continue
         if before == "|":
             assert word in group.commands, f"{word!r} in {words} is no command"
         elif word.startswith("--"):
             options |= {option for parameter in place.params for option in (*parameter.opts, *parameter.secondary_opts)}
             assert word.partition("=")[0] in options, f"{word!r} in {words} is no option"
-        elif hasattr(place, "commands") and word in place.commands:
+        elif hasattr(place, "commands") and word not in ELLIPSES | {"|"}:
+            assert word in place.commands, f"{word!r} in {words} is no command"
             group, place = place, place.commands[word]
 
 
