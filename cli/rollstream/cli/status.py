@@ -38,13 +38,16 @@ async def _now(kafka: KafkaSettings) -> StatusReport:
 
 
 async def gather_report(kafka: KafkaSettings, control: ControlFollower) -> StatusReport:
-    """Put the newest facts of ``control`` and the lag of every worker group together. Reads only.
+    """Put the newest facts of ``control`` and the lag of workers and trainer together. Reads only.
 
     Raises:
         TransientError: the broker does not answer.
     """
-    lags = [lag for group in worker_groups(kafka) for lag in await _group_lags(kafka, group)]
     policy, trainer, pause = control.latest(PolicyVersion), control.latest(TrainerProgress), control.latest(Pause)
+    groups = worker_groups(kafka)
+    if trainer is not None:
+        groups.append(kafka.group(f"trainer.{trainer[0].trainer_id}"))
+    lags = [lag for group in groups for lag in await _group_lags(kafka, group)]
     return build_report(
         bootstrap=kafka.bootstrap,
         prefix=kafka.prefix,

@@ -34,6 +34,8 @@ SAMPLING = SamplingParams(temperature=1.0, max_tokens=32)
 LIMITS = EpisodeLimits(max_turns=3, max_response_tokens=192, wall_clock_s=60.0, tool_timeout_s=10.0)
 TRAINER = "trainer"
 TRAINER_SCRIPT = Path("examples") / "grpo.py"
+TRAINER_THREADS = {"OMP_NUM_THREADS": "1"}
+"""The engine has the other core: with two threads a step takes two to four times as long there."""
 NO_RESTARTS = RestartPolicy(budget=0)
 
 
@@ -172,7 +174,7 @@ def demo_processes(options: DemoOptions, kafka: KafkaSettings, model: Path, sett
             TRAINER,
             trainer,
             logs / "trainer.log",
-            environment=kafka_environment(kafka),
+            environment={**kafka_environment(kafka), **TRAINER_THREADS},
             may_finish=True,
             restarts=NO_RESTARTS,
         ),
