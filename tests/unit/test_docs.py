@@ -25,6 +25,8 @@ from rollstream.cli.main import COMMANDS, build_app, globals_first
 from rollstream.cli.settings import FOREIGN_VARIABLES, RollstreamSettings, load_settings
 from rollstream.cli.topics import retention, size
 from rollstream.schemas.registry import MESSAGES
+from rollstream.schemas.tools import ToolStatus
+from rollstream.schemas.trajectories import Status
 from rollstream.tool_workers.registry import load_tools
 from rollstream.transport.topics import short_names, topic_table
 
@@ -38,7 +40,7 @@ PAGES = sorted(
     ]
 )
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-OPTIONS_OF_OTHERS = {"--enable-scale-out", "--build-arg", "--only"}
+OPTIONS_OF_OTHERS = {"--enable-scale-out", "--logprobs-mode", "--build-arg", "--only"}
 """Of vLLM's server, of Docker, of the benchmarks."""
 ELLIPSES = {"…", "..."}
 
@@ -337,6 +339,18 @@ def test_every_topic_has_writers_and_readers() -> None:
     shown = rows(ROOT / "docs/topics.md", "| topic | written by | read by | partition |")
     assert tuple(row[0] for row in shown) == short_names(("<toolset>",))
     assert all(all(row) for row in shown)
+
+
+@pytest.mark.parametrize(
+    ("page", "header", "values"),
+    [
+        ("docs/tool-workers.md", "| status | text for the model | when |", ToolStatus),
+        ("docs/rollout-workers.md", "| status | means | samples | reward |", Status),
+    ],
+)
+def test_a_table_of_statuses_has_all_of_them(page: str, header: str, values: Any) -> None:
+    named = [status for row in rows(ROOT / page, header) for status in row[0].split(", ")]
+    assert sorted(named) == sorted(get_args(values))
 
 
 def test_the_readme_names_every_source_folder() -> None:
