@@ -78,6 +78,8 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
 def main() -> NoReturn:
     """Entry point of the ``rollstream`` script; what is wrong on purpose ends in one message and exit code 1 or 2."""
     arguments = globals_first(sys.argv[1:])
+    # Own agents, rewards and tools lie where the user calls us; last on the path, so that they shadow nothing.
+    sys.path.append(str(Path.cwd()))
     set_up_logging(level=logging.WARNING, client_level=logging.CRITICAL)
     try:
         build_app(arguments)(arguments, prog_name="rollstream", standalone_mode=True)

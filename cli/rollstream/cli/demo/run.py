@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from rollstream.cli.task_ledger import TaskLedger
 from rollstream.cli.tiny_model import ensure_tiny_model
 from rollstream.cli.up import a_broker
 from rollstream.producers.service import produce
+from rollstream.schemas.errors import TransientError
 from rollstream.schemas.messages import Message
 from rollstream.trainers.trajectory_export import export_trajectories
 from rollstream.transport.settings import KafkaSettings
@@ -92,11 +94,17 @@ class DemoRun:
     async def _make_model(self) -> Path:
         self.view.phase("model", "looking for the tiny model")
         loop = asyncio.get_running_loop()
+        has_ended = threading.Event()
 
         def report(line: str) -> None:
+            if has_ended.is_set():  # a thread cannot be cancelled: raising here ends the training
+                raise TransientError("the demo ended while the tiny model was in training")
             loop.call_soon_threadsafe(self.view.phase, "model", line)
 
-        model = await asyncio.to_thread(ensure_tiny_model, progress=report)
+        try:
+            model = await asyncio.to_thread(ensure_tiny_model, progress=report)
+        finally:
+            has_ended.set()
         self._ready("model")
         return model
 
