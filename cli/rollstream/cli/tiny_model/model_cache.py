@@ -28,7 +28,7 @@ LAST_LINES = 15
 def ensure_tiny_model(
     cache_dir: Path | None = None, seed: int = 0, progress: Callable[[str], None] | None = None
 ) -> Path:
-    """The folder with model and tokenizer, trained now (about 20 s) unless it is there.
+    """The folder with model and tokenizer, trained now (half a minute of one core) unless it is there.
 
     Args:
         cache_dir: default: ``rollstream`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
