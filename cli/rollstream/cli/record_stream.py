@@ -13,10 +13,11 @@ from rollstream.schemas.registry import MESSAGES
 from rollstream.transport.clients import start_consumer, stop_consumer
 from rollstream.transport.records import decode_record
 from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.unreadable import SteadyReader
 
 logger = logging.getLogger(__name__)
 
-POLL_MS = 500
+POLL_S = 0.5
 MAX_RECORDS = 1000
 
 See = Callable[[Message, tuple[int, int, int]], None]
@@ -30,15 +31,15 @@ async def read_records(kafka: KafkaSettings, topics: Sequence[str], see: See) ->
     sending it to the dead letters is the business of those who act on it.
     """
     consumer = await start_consumer(kafka, *topics, auto_offset_reset="earliest")
+    reader = SteadyReader(consumer)
     try:
         while True:
-            for records in (await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_RECORDS)).values():
-                for record in records:
-                    try:
-                        message = decode_record(record, *MESSAGES)
-                    except InvalidMessageError as error:
-                        logger.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
-                    else:
-                        see(message, (record.timestamp, record.partition, record.offset))
+            for record in await reader.read(timeout_s=POLL_S, max_records=MAX_RECORDS):
+                try:
+                    message = decode_record(record, *MESSAGES)
+                except InvalidMessageError as error:
+                    logger.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
+                else:
+                    see(message, (record.timestamp, record.partition, record.offset))
     finally:
         await stop_consumer(consumer)

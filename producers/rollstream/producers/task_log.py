@@ -17,7 +17,9 @@ from rollstream.schemas.control import ProducerProgress
 from rollstream.schemas.errors import InvalidMessageError, SettingsError, TransientError
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.transport.clients import start_consumer, stop_consumer
+from rollstream.transport.records import record_headers
 from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.unreadable import SteadyReader
 
 logger = logging.getLogger(__name__)
 
@@ -95,24 +97,24 @@ async def read_task_log(kafka: KafkaSettings, run_id: str, start_offsets: Sequen
         if len(start_offsets) == len(partitions):
             for partition, offset in zip(partitions, start_offsets, strict=True):
                 consumer.seek(partition, min(offset, ends[partition]))
+        reader = SteadyReader(consumer)
         task_ids: set[str] = set()
         read = 0
         decoder = msgspec.msgpack.Decoder(_TaskHead)
         left = {p for p in partitions if ends[p] > 0}
         silent_s = 0.0
         while left := {p for p in left if await consumer.position(p) < ends[p]}:
-            batches = await consumer.getmany(*left, timeout_ms=int(POLL_S * 1000), max_records=_BATCH_RECORDS)
-            silent_s = 0.0 if batches else silent_s + POLL_S
+            records = await reader.read(*left, timeout_s=POLL_S, max_records=_BATCH_RECORDS)
+            silent_s = 0.0 if records else silent_s + POLL_S
             if silent_s > STALL_S:
                 raise TransientError(
                     f"topic {topic!r} gave no record for {STALL_S:.0f} s before its end; is the broker up?"
                 )
-            for records in batches.values():
-                read += len(records)
-                for record in records:
-                    head = _head(decoder, record.value, record.headers)
-                    if head is not None and head.run_id == run_id:
-                        task_ids.add(head.trajectory_id)
+            read += len(records)
+            for record in records:
+                head = _head(decoder, record.value, record_headers(record))
+                if head is not None and head.run_id == run_id:
+                    task_ids.add(head.trajectory_id)
             await asyncio.sleep(0)
         return TaskLog([ends[p] for p in partitions], task_ids, read)
     finally:
@@ -124,5 +126,5 @@ def _head(
 ) -> _TaskHead | None:
     try:
         return decoder.decode(read_body(value, headers, RolloutTask))
-    except (InvalidMessageError, msgspec.MsgspecError):
+    except (InvalidMessageError, msgspec.MsgspecError, ValueError, RecursionError):
         return None

@@ -19,6 +19,7 @@ from rollstream.schemas.errors import DataLossError, SettingsError, TransientErr
 from rollstream.transport.clients import admin_client, start_consumer, stop_consumer
 from rollstream.transport.records import Record
 from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.unreadable import SteadyReader
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +37,13 @@ class TrajectoryLog:
         self._kafka = kafka
         self._group_id = group_id
         self._consumer: AIOKafkaConsumer | None = None
+        self._steady_reader: SteadyReader | None = None
         self._partitions: list[TopicPartition] = []
 
     async def __aenter__(self) -> TrajectoryLog:
         self._partitions = await self._find_partitions()
         self._consumer = await start_consumer(self._kafka, group_id=self._group_id, auto_offset_reset="none")
+        self._steady_reader = SteadyReader(self._consumer)
         return self
 
     async def __aexit__(
@@ -81,6 +84,7 @@ class TrajectoryLog:
         self._started.assign(self._partitions)
         for partition in self._partitions:
             self._started.seek(partition, start[partition.partition])
+        self._reader.moved()
         return start
 
     async def fetch(self, *, timeout_s: float, max_records: int | None = None) -> list[Record]:
@@ -91,14 +95,13 @@ class TrajectoryLog:
             TransientError: the broker refused.
         """
         try:
-            batches = await self._started.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+            return await self._reader.read(timeout_s=timeout_s, max_records=max_records)
         except OffsetOutOfRangeError as error:
             beginnings, ends = await self.beginning_offsets(), await self.end_offsets()
             partition, offset = next((p.partition, o) for p, o in error.args[0].items())
             raise DataLossError(_lost(self.topic, partition, offset, beginnings[partition], ends[partition])) from error
         except KafkaError as error:
             raise TransientError(f"reading {self.topic!r} failed: {error!r}") from error
-        return [record for records in batches.values() for record in records]
 
     async def commit(self, positions: Mapping[int, int]) -> None:
         """Commit positions for those who watch the lag of the consumer group; nobody reads from them."""
@@ -129,6 +132,11 @@ class TrajectoryLog:
     def _started(self) -> AIOKafkaConsumer:
         assert self._consumer is not None, "use TrajectoryLog as an async context manager"
         return self._consumer
+
+    @property
+    def _reader(self) -> SteadyReader:
+        assert self._steady_reader is not None, "use TrajectoryLog as an async context manager"
+        return self._steady_reader
 
 
 def _by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:

@@ -37,7 +37,7 @@ from rollstream.schemas.errors import InvalidMessageError, TransientError
 from rollstream.transport.clients import start_consumer, stop_consumer
 from rollstream.transport.records import Record, decode_record, record_place
 from rollstream.transport.settings import KafkaSettings
-from rollstream.transport.unreadable import read_past_unreadable
+from rollstream.transport.unreadable import SteadyReader
 
 logger = logging.getLogger(__name__)
 
@@ -131,12 +131,13 @@ class ControlFollower:
         async with AsyncExitStack() as stack:
             consumer = await start_consumer(self._kafka, self._partition.topic)
             stack.push_async_callback(stop_consumer, consumer)
-            await self._read_to_end(consumer)
+            reader = SteadyReader(consumer)
+            await self._read_to_end(consumer, reader)
             self._changes_at_start = self._changes
             tasks = await asyncio.TaskGroup().__aenter__()
             # Left without the owner's exception: a TaskGroup would wrap it into a group.
             stack.push_async_callback(tasks.__aexit__, None, None, None)
-            stack.callback(tasks.create_task(self._follow(consumer)).cancel)
+            stack.callback(tasks.create_task(self._follow(reader)).cancel)
             self._stack = stack.pop_all()
         return self
 
@@ -173,32 +174,28 @@ class ControlFollower:
         self._seen[task] = self._changes
         return True
 
-    async def _read_to_end(self, consumer: AIOKafkaConsumer) -> None:
+    async def _read_to_end(self, consumer: AIOKafkaConsumer, reader: SteadyReader) -> None:
         try:
             async with asyncio.timeout(READ_DEADLINE_S):
                 end = (await consumer.end_offsets([self._partition]))[self._partition]
                 while await consumer.position(self._partition) < end:
-                    await self._read(consumer)
+                    await self._read(reader)
         except (TimeoutError, KafkaError) as error:
             raise TransientError(
                 f"topic {self._partition.topic!r} could not be read to its end within {READ_DEADLINE_S:.0f} s "
                 f"({error!r}); check that the broker is well"
             ) from error
 
-    async def _follow(self, consumer: AIOKafkaConsumer) -> None:
+    async def _follow(self, reader: SteadyReader) -> None:
         while True:
             try:
-                await self._read(consumer)
+                await self._read(reader)
             except KafkaError as error:
                 logger.warning("topic %s cannot be read now: %r", self._partition.topic, error)
                 await asyncio.sleep(RETRY_S)
 
-    async def _read(self, consumer: AIOKafkaConsumer) -> None:
-        try:
-            batches = await consumer.getmany(self._partition, timeout_ms=int(POLL_S * 1000))
-            records = cast("list[Record]", batches.get(self._partition, []))
-        except UnicodeDecodeError:
-            records = await read_past_unreadable(consumer, self._partition, timeout_s=POLL_S)
+    async def _read(self, reader: SteadyReader) -> None:
+        records = await reader.read(timeout_s=POLL_S)
         for record in records:
             self._take(record)
         if records:

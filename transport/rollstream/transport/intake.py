@@ -33,14 +33,13 @@ from rollstream.transport.instance_lock import InstanceLock
 from rollstream.transport.offsets import OffsetTracker
 from rollstream.transport.records import Record
 from rollstream.transport.settings import KafkaSettings
-from rollstream.transport.unreadable import read_past_unreadable
+from rollstream.transport.unreadable import STEP_POLL_S, UNREADABLE, read_past_unreadable
 
 logger = logging.getLogger(__name__)
 
 COMMIT_INTERVAL_S = 1.0
 COMMIT_DEADLINE_S = 10.0
 COMMIT_RETRY_PAUSE_S = 0.05
-UNREADABLE_POLL_S = 0.2
 TWIN_WINDOW_S = 30.0
 """Regaining the same partitions this often in this time is what two processes with one instance id look like."""
 TWIN_ASSIGNMENTS = 6
@@ -109,7 +108,7 @@ class GroupIntake:
         """
         try:
             batches = await self._started.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
-        except UnicodeDecodeError:
+        except UNREADABLE:
             return await self._poll_past_unreadable(max_records)
         # No await between the fetch and here: a record can only belong to the present assignment.
         return self._begin(record for records in batches.values() for record in records)
@@ -201,9 +200,7 @@ class GroupIntake:
         for partition in sorted(self._trackers):
             left = max_records - len(records)
             if left > 0:
-                records += await read_past_unreadable(
-                    consumer, partition, timeout_s=UNREADABLE_POLL_S, max_records=left
-                )
+                records += await read_past_unreadable(consumer, partition, timeout_s=STEP_POLL_S, max_records=left)
         if settled == self._times_assigned:
             return self._begin(records)
         await self._go_back()

@@ -24,6 +24,8 @@ FLOODING_LOGGERS = (
     "rollstream.transport",
     "rollstream.rollout_workers.task_handling",
     "rollstream.tool_workers.service",
+    "rollstream.trainers.stream",
+    "rollstream.cli.record_stream",
 )
 """The client, and those of ours who say the same of every record or of every send."""
 QUIET_LOGGERS = {"vllm": logging.ERROR}

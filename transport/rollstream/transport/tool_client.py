@@ -32,6 +32,7 @@ from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record, decode_record
 from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.unreadable import SteadyReader
 
 logger = logging.getLogger(__name__)
 
@@ -212,14 +213,15 @@ class ToolClient:
             ) from error
 
     async def _read_answers(self, consumer: AIOKafkaConsumer) -> None:
+        reader = SteadyReader(consumer)
         while True:
             try:
-                batches = await consumer.getmany(timeout_ms=int(FETCH_TIMEOUT_S * 1000))
+                records = await reader.read(timeout_s=FETCH_TIMEOUT_S)
             except KafkaError as error:
                 logger.warning("reading %s failed, will be repeated: %r", self._topic, error)
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
-            for record in (record for records in batches.values() for record in records):
+            for record in records:
                 await self._take(record)
 
     async def _take(self, record: Record) -> None:

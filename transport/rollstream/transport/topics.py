@@ -48,6 +48,9 @@ def _deleted_after(retention_ms: int, **more: int) -> dict[str, str]:
     return config | {name.replace("_", "."): str(value) for name, value in more.items()}
 
 
+READABLE = {"compression.type": "uncompressed"}
+"""The broker takes apart what a foreign client compressed by Kafka's own means; ours cannot read it."""
+
 _COMPACTED = {
     "cleanup.policy": "compact",
     "segment.ms": str(10 * MINUTE_MS),
@@ -105,7 +108,12 @@ def topic_table(
         short: TopicDeclaration(
             name=topic_name(prefix, short),
             partitions=counts[short],
-            config={**_plan(short).config, **durability, "max.message.bytes": str(_plan(short).max_message_bytes)},
+            config={
+                **_plan(short).config,
+                **durability,
+                **READABLE,
+                "max.message.bytes": str(_plan(short).max_message_bytes),
+            },
             replication_factor=replication_factor,
         )
         for short in shorts
