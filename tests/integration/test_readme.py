@@ -65,7 +65,8 @@ class Reader:
     stepped: list[PaddedBatch] = field(default_factory=list[PaddedBatch])
 
     def environment(self) -> dict[str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("ROLLSTREAM_", "MAKE"))}
+        ours = ("ROLLSTREAM_", "MAKE", "MFLAGS", "TEST_ARGS", "DEMO_ARGS")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return {
             **clean,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}",

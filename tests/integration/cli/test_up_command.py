@@ -148,7 +148,7 @@ async def test_a_killed_worker_is_replaced_and_ctrl_c_drains_everything(kafka: K
     config = settings_file(kafka, tmp_path)
     async with running_up(config) as up:
         await up.line_with("up", "workers 3")
-        (victim,) = processes_with('"rollout-worker-1"') or processes_with("-rollout-worker-1")
+        (victim,) = set(processes_with("rollout-worker-1")) & set(processes_with(str(config)))
         os.kill(victim, signal.SIGKILL)
         await up.line_with("rollout-worker-1", "restart 1")
         await up.line_with("rollout-worker-1", "own")

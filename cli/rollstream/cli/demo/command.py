@@ -50,7 +50,9 @@ def demo_command(
 async def _run(settings: RollstreamSettings, options: DemoOptions, view: DemoView) -> RunSummary:
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Ctrl-C too: a shell starts background jobs with it ignored, and then Python installs no handler of its own.
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
         return await DemoRun(settings, options, view).run()
     except* RollstreamError as errors:
