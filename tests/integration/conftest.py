@@ -1,18 +1,45 @@
 """Fixtures of the tests that run the real thing: the tiny model, policies made from it, and what to compare with."""
-# transformers and torch are partly typed:
+# transformers, torch and aiokafka are partly typed:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
+# (a batch that aiokafka would not write itself is made from one it has built)
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.record._crecords.cutil import crc32c_cython
 
 from rollstream.rollout_workers.engine import Generation, PolicyRef
+
+HEADER_NAME = b"HEADER-NAME"
+CRC = slice(17, 21)
+"""Where a record batch holds the checksum of what follows."""
+
+
+@pytest.fixture(scope="session")
+def send_unreadable() -> Callable[..., Awaitable[None]]:
+    """Sends one record that no client of ours can take apart: the name of its header is not UTF-8."""
+
+    async def send(producer: AIOKafkaProducer, topic: str, partition: int = 0) -> None:
+        batch = producer.create_batch()
+        batch.append(key=b"k", value=b"v", timestamp=None, headers=[(HEADER_NAME.decode(), b"x")])
+        batch.close()
+        built = bytearray(batch._build())
+        start = bytes(built).index(HEADER_NAME)
+        built[start : start + len(HEADER_NAME)] = b"\xff" * len(HEADER_NAME)
+        built[CRC] = struct.pack(">I", crc32c_cython(bytes(built[CRC.stop :])))
+        batch._buffer = built
+        await (await producer.send_batch(batch, topic, partition=partition))
+
+    return send
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Awaitable, Callable
 
 import pytest
 import zstandard
@@ -28,23 +29,11 @@ from rollstream.transport.unreadable import SteadyReader, read_past_unreadable
 
 pytestmark = pytest.mark.broker
 
-NAME = b"HEADER-NAME"
+SendUnreadable = Callable[..., Awaitable[None]]
 CRC = slice(17, 21)
 """Where a record batch holds the checksum of what follows."""
 LENGTH, ATTRIBUTES, RECORDS_AT = slice(8, 12), slice(21, 23), 61
 ZSTD = 4
-
-
-async def send_unreadable(producer: AIOKafkaProducer, topic: str) -> None:
-    batch = producer.create_batch()
-    batch.append(key=b"k", value=b"v", timestamp=None, headers=[(NAME.decode(), b"x")])
-    batch.close()
-    built = bytearray(batch._build())
-    start = bytes(built).index(NAME)
-    built[start : start + len(NAME)] = b"\xff" * len(NAME)
-    built[CRC] = struct.pack(">I", crc32c_cython(bytes(built[CRC.stop :])))
-    batch._buffer = built
-    await (await producer.send_batch(batch, topic, partition=0))
 
 
 async def send_compressed(producer: AIOKafkaProducer, topic: str, *values: bytes) -> None:
@@ -116,7 +105,9 @@ async def test_a_topic_that_keeps_compression_is_read_past_it_record_by_record(k
     await apply_topics(kafka)
 
 
-async def test_a_reader_of_many_partitions_gets_every_record_once(kafka: KafkaSettings) -> None:
+async def test_a_reader_of_many_partitions_gets_every_record_once(
+    kafka: KafkaSettings, send_unreadable: SendUnreadable
+) -> None:
     topic = kafka.topic("tasks")
     producer = await start_producer(kafka, profile="rpc")
     for partition in range(4):
@@ -134,7 +125,9 @@ async def test_a_reader_of_many_partitions_gets_every_record_once(kafka: KafkaSe
     assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)]
 
 
-async def test_one_unreadable_record_is_replaced_and_its_neighbours_are_read(kafka: KafkaSettings) -> None:
+async def test_one_unreadable_record_is_replaced_and_its_neighbours_are_read(
+    kafka: KafkaSettings, send_unreadable: SendUnreadable
+) -> None:
     topic = kafka.topic("tasks")
     producer = await start_producer(kafka, profile="rpc")
     await producer.send_and_wait(topic, b"before", partition=0)
@@ -158,7 +151,7 @@ async def test_one_unreadable_record_is_replaced_and_its_neighbours_are_read(kaf
     assert (after.value, after.offset) == (b"after", 2)
 
 
-async def test_the_control_follower_reads_on_behind_it(kafka: KafkaSettings) -> None:
+async def test_the_control_follower_reads_on_behind_it(kafka: KafkaSettings, send_unreadable: SendUnreadable) -> None:
     pause = Pause(is_paused=True)
     async with Publisher(kafka) as publisher:
         await publisher.publish(pause, key=control_key(pause))
@@ -174,7 +167,9 @@ async def test_the_control_follower_reads_on_behind_it(kafka: KafkaSettings) -> 
         await producer.stop()
 
 
-async def test_an_intake_hands_out_a_stand_in_and_every_other_record_once(kafka: KafkaSettings) -> None:
+async def test_an_intake_hands_out_a_stand_in_and_every_other_record_once(
+    kafka: KafkaSettings, send_unreadable: SendUnreadable
+) -> None:
     topic = kafka.topic("tasks")
     producer = await start_producer(kafka, profile="rpc")
     for partition in range(4):
