@@ -137,7 +137,11 @@ class VllmEngine:
             running = [internal_id for ids in self._in_flight.values() for internal_id in ids]
             if running and not self._llm.errored:
                 await self._llm.abort(running)
+            if self._llm.output_handler is not None:
+                self._llm.output_handler.cancel()  # or it takes the end of the engine process for a failure and logs it
             await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_S)
+            # vLLM closes its sockets but leaves their context to the garbage collector.
+            await asyncio.to_thread(self._llm.engine_core.resources.ctx.destroy, 0)
 
     async def _warm_up(self) -> None:
         try:

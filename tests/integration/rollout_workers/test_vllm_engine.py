@@ -184,6 +184,19 @@ async def test_a_dead_engine_process_fails_what_runs_and_what_comes(tiny_model_d
 
 
 @pytest.mark.slow
+async def test_closing_fails_what_runs_and_is_no_failure_of_vllm(
+    tiny_model_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    engine = await build_engine(VllmSettings(max_num_seqs=8), str(tiny_model_dir))
+    running = asyncio.ensure_future(ask(engine, "running", max_tokens=900))
+    await ask(engine, "sign-of-life", max_tokens=5)
+    await engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        await asyncio.wait_for(running, 30)
+    assert "EngineDeadError" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
 async def test_a_tied_output_layer_follows_an_update(
     tied_policy_dirs: list[Path], logprob_difference: Callable[..., float]
 ) -> None:
