@@ -14,6 +14,7 @@ from rollstream.transport.publisher import Publisher
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0
+"""Between two beats; also how long one may take: a later one says more."""
 
 
 async def beat(publisher: Publisher, status: Callable[[], WorkerStatus]) -> None:
@@ -26,6 +27,6 @@ async def beat(publisher: Publisher, status: Callable[[], WorkerStatus]) -> None
 async def say(publisher: Publisher, status: WorkerStatus) -> None:
     """Publish one status; the last word of a worker has state ``stopped``."""
     try:
-        await publisher.publish(status, key=control_key(status))
+        await publisher.publish(status, key=control_key(status), deadline_s=INTERVAL_S)
     except TransientError as error:
         logger.warning("status of %s was not published: %s", status.worker_id, error)

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 COMMIT_INTERVAL_S = 1.0
 COMMIT_DEADLINE_S = 10.0
 COMMIT_RETRY_PAUSE_S = 0.05
+LEAVE_S = 5.0
+"""For the last commit, and again for leaving the group; a broker that is away must not keep us."""
 TWIN_WINDOW_S = 30.0
 """Regaining the same partitions this often in this time is what two processes with one instance id look like."""
 TWIN_ASSIGNMENTS = 6
@@ -90,9 +92,9 @@ class GroupIntake:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         consumer = self._started
-        await self._commit_within(COMMIT_DEADLINE_S)
+        await self._commit_within(LEAVE_S)
         self._gate_is_open = False
-        await stop_consumer(consumer, timeout_s=COMMIT_DEADLINE_S)
+        await stop_consumer(consumer, timeout_s=LEAVE_S)
         await self._stack.aclose()
 
     @property

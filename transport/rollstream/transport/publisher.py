@@ -53,6 +53,8 @@ MAX_IN_FLIGHT = 256
 THREAD_ABOVE_BYTES = 128 * 1024
 """Encoding and compressing this much would hold up the event loop for about a millisecond."""
 TOPIC_LOOKUP_S = 5.0
+LEAVE_S = 1.0
+"""Whatever is still in flight when a publisher is left has nobody who waits for it."""
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
@@ -100,7 +102,7 @@ class Publisher:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await stop_quietly(self._producer.stop())
+        await stop_quietly(self._producer.stop(), timeout_s=LEAVE_S)
 
     async def publish(
         self,

@@ -5,6 +5,8 @@ Duty: give each call its answer or a TransientError when its deadline has passed
 Invariants: the position in the reply partition is fixed before the first call leaves, so no answer is missed. Callers
 may share a partition: answers to others are recognised by ``call_id`` and left alone. A time-out is never an answer.
 
+Broker gone: calls wait for it, and their deadlines are put off by the time it was away, up to ``MAX_PUT_OFF_S``.
+
 Crash: the next owner of the task sends the same call under the same id and gets the stored answer.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -40,6 +42,9 @@ RESEND_AFTER_S = 5.0
 LONGEST_RESEND_S = 60.0
 ANSWER_GRACE_S = 2.0
 """An answer given at the last moment still has to travel."""
+AWAY_AFTER_S = 2.0
+"""A send that takes longer has waited for a broker that was away."""
+MAX_PUT_OFF_S = 600.0
 MAX_PENDING_CALLS = 4096
 FETCH_TIMEOUT_S = 1.0
 RETRY_PAUSE_S = 0.5
@@ -78,6 +83,13 @@ class PendingCalls:
         if waiting is None:
             waiting = self._waiting[call_id] = _Waiting(asyncio.get_running_loop().create_future())
         waiting.callers += 1
+        return waiting.answer
+
+    def expect_another(self, call_id: str) -> asyncio.Future[ToolResult]:
+        """The answer after one that does not count."""
+        waiting = self._waiting[call_id]
+        if waiting.answer.done():
+            waiting.answer = asyncio.get_running_loop().create_future()
         return waiting.answer
 
     def forget(self, call_id: str) -> None:
@@ -174,10 +186,11 @@ class ToolClient:
         call = msgspec.structs.replace(call, reply_topic=self._topic, reply_partition=self._partition)
         self.stats.calls += 1
         try:
-            async with asyncio.timeout(max(0.0, call.deadline - self._clock()) + ANSWER_GRACE_S), self._places:
+            allowed_s = max(0.0, call.deadline - self._clock()) + ANSWER_GRACE_S
+            async with asyncio.timeout(allowed_s) as limit, self._places:
                 answer = self._pending.expect(call.call_id)
                 try:
-                    return await self._until_answered(call, topic, answer)
+                    return await self._until_answered(call, topic, answer, limit)
                 finally:
                     self._pending.forget(call.call_id)
         except TimeoutError as error:
@@ -187,17 +200,33 @@ class ToolClient:
                 f"toolset {toolset!r} run, and keep up?"
             ) from error
 
-    async def _until_answered(self, call: ToolCall, topic: str, answer: asyncio.Future[ToolResult]) -> ToolResult:
-        pause_s = self._resend_after_s
+    async def _until_answered(
+        self, call: ToolCall, topic: str, answer: asyncio.Future[ToolResult], limit: asyncio.Timeout
+    ) -> ToolResult:
+        pause_s, put_off_s = self._resend_after_s, 0.0
         while True:
-            await self._publisher.publish(call, topic=topic, key=call.session_id or call.call_id)
+            away_s = await self._send(call, topic, limit, MAX_PUT_OFF_S - put_off_s)
+            put_off_s += away_s
+            call = msgspec.structs.replace(call, is_first=False, deadline=call.deadline + away_s)
             done, _ = await asyncio.wait([answer], timeout=pause_s)
-            if done:
+            if done and not (answer.result().status == "expired" and call.deadline > self._clock()):
                 self.stats.answers += 1
                 return answer.result()
-            call = msgspec.structs.replace(call, is_first=False)
+            # Refused under a deadline that has been put off since: the next copy has the new one.
+            answer = self._pending.expect_another(call.call_id)
             self.stats.resent += 1
             pause_s = min(LONGEST_RESEND_S, 2 * pause_s)
+
+    async def _send(self, call: ToolCall, topic: str, limit: asyncio.Timeout, max_put_off_s: float) -> float:
+        """Send with the time limit at rest; returns how long the broker was away, by which the limit is put off."""
+        loop = asyncio.get_running_loop()
+        ends_at, started = limit.when(), loop.time()
+        limit.reschedule(None)
+        await self._publisher.publish(call, topic=topic, key=call.session_id or call.call_id)
+        took_s = loop.time() - started
+        away_s = min(took_s, max_put_off_s) if took_s > AWAY_AFTER_S else 0.0
+        limit.reschedule(None if ends_at is None else ends_at + away_s)
+        return away_s
 
     async def _take_position(self, consumer: AIOKafkaConsumer) -> None:
         partition = TopicPartition(self._topic, self._partition)
