@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import typer
 
+from rollstream.cli.event_loop import run_on_uvloop
 from rollstream.cli.settings import describe, load_settings
 from rollstream.cli.stop_signals import stop_on_signals
 
@@ -43,4 +43,4 @@ def rollout_worker_command(
         with stop_on_signals() as stop:
             await run_rollout_worker(settings.rollout_worker, settings.kafka, stop)
 
-    asyncio.run(run())
+    run_on_uvloop(run())

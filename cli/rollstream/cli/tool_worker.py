@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rollstream.cli.event_loop import run_on_uvloop
 from rollstream.cli.settings import describe, load_settings
 from rollstream.cli.stop_signals import stop_on_signals
 
@@ -63,7 +64,7 @@ def tool_worker_command(
         with stop_on_signals() as stop:
             await run_tool_worker(settings.tool_worker, settings.kafka, stop)
 
-    asyncio.run(run())
+    run_on_uvloop(run())
 
 
 async def check_tool_worker(settings: ToolWorkerSettings) -> list[str]:
