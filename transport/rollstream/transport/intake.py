@@ -38,7 +38,10 @@ from rollstream.transport.unreadable import STEP_POLL_S, UNREADABLE, read_past_u
 logger = logging.getLogger(__name__)
 
 COMMIT_INTERVAL_S = 1.0
-COMMIT_DEADLINE_S = 10.0
+COMMIT_DEADLINE_S = 45.0
+"""Over the client's own request time-out: given up before, a commit would end later with nobody to hear its error."""
+REVOKED_COMMIT_DEADLINE_S = 10.0
+"""A rebalance waits for it."""
 COMMIT_RETRY_PAUSE_S = 0.05
 LEAVE_S = 5.0
 """For the last commit, and again for leaving the group; a broker that is away must not keep us."""
@@ -183,7 +186,7 @@ class GroupIntake:
 
     async def revoked(self) -> None:
         """A rebalance begins. For the rebalance listener only: commits what can be committed, then closes the gate."""
-        await self._commit_within(COMMIT_DEADLINE_S)
+        await self._commit_within(REVOKED_COMMIT_DEADLINE_S)
         self._gate_is_open = False
 
     def _begin(self, records: Iterable[Record]) -> list[Record]:
