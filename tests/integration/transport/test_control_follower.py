@@ -128,3 +128,18 @@ async def test_it_goes_on_after_the_broker_was_killed(tmp_path: Path) -> None:
             await asyncio.to_thread(broker.start)
             await say(publisher, status("a", 2))
             await until_told(follower, "a", 2)
+
+
+async def test_a_fact_under_the_key_of_another_replaces_nothing(kafka: KafkaSettings) -> None:
+    policy = PolicyVersion(version=3, lineage=1, uri="p/3", manifest_sha256="0" * 64)
+    intruder = WorkerStatus(worker_id="a", role="tool-worker", state="running")
+    end = Pause(is_paused=True)
+    async with Publisher(kafka) as publisher, ControlFollower(kafka) as follower:
+        await publisher.publish(policy, key=control_key(policy))
+        await publisher.publish(intruder, key=control_key(policy))
+        await publisher.publish(end, key=control_key(end))
+        while follower.latest(Pause) is None:
+            assert await follower.wait_for_change(timeout_s=20)
+
+        assert follower.latest(PolicyVersion) == (policy, 0)
+        assert follower.all(WorkerStatus) == {}

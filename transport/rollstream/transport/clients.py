@@ -11,7 +11,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -113,7 +113,7 @@ async def start_consumer(
         TransientError: no broker answered, or the group did not settle, within ``start_timeout_s``.
         SettingsError: a topic does not exist, or the login or a permission was refused.
     """
-    await _check_topics_exist(kafka, topics)
+    await require_topics(kafka, *topics)
 
     def build() -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
@@ -270,8 +270,13 @@ async def stop_consumer(consumer: AIOKafkaConsumer, *, timeout_s: float = STOP_T
     await stop_quietly(consumer._client.close(), timeout_s=timeout_s)  # pyright: ignore[reportPrivateUsage]  -- no public way
 
 
-async def _check_topics_exist(kafka: KafkaSettings, topics: Collection[str]) -> None:
-    """A group consumer of a missing topic would wait for ever, an assigned one would read nothing."""
+async def require_topics(kafka: KafkaSettings, *topics: str) -> None:
+    """A group consumer of a missing topic would wait for ever, an assigned one would read nothing.
+
+    Raises:
+        SettingsError: a topic (full name) does not exist, or may not be looked at.
+        TransientError: no broker answered within ``start_timeout_s``.
+    """
     if not topics:
         return
     async with admin_client(kafka) as admin:

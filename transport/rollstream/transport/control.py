@@ -213,4 +213,8 @@ class ControlFollower:
         except InvalidMessageError as error:
             logger.warning("control record %s is passed over: %s", record_place(record), error)
             return
+        if key != control_key(message):
+            wanted = control_key(message)
+            logger.warning("control record %s is passed over: key %r, expected %r", record_place(record), key, wanted)
+            return
         self._facts.learn(key, record.offset, message)

@@ -29,7 +29,7 @@ from aiokafka.errors import KafkaError
 
 from rollstream.schemas.errors import InvalidMessageError, TransientError
 from rollstream.schemas.tools import ToolCall, ToolResult
-from rollstream.transport.clients import start_consumer, stop_consumer
+from rollstream.transport.clients import require_topics, start_consumer, stop_consumer
 from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record, decode_record
@@ -142,6 +142,7 @@ class ToolClient:
 
     async def __aenter__(self) -> ToolClient:
         async with AsyncExitStack() as stack:
+            await require_topics(self._kafka, self._topic)
             await stack.enter_async_context(self._publisher)
             await stack.enter_async_context(self._dead_letters)
             consumer = await start_consumer(self._kafka, auto_offset_reset="latest")
