@@ -33,7 +33,6 @@ GROUPS_PER_BATCH = 16
 DISTINCT = 32
 IN_FLIGHT = 64
 """As many as a busy rollout worker has episodes."""
-START_S = 60.0
 DEADLINE_S = 300.0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from rollstream.cli.command_line import CommandLine, remember
-from rollstream.schemas.errors import RollstreamError
+from rollstream.schemas.errors import RollstreamError, single_errors
 from rollstream.transport.telemetry import set_up_logging
 
 
@@ -90,20 +90,12 @@ def main() -> NoReturn:
         expected, unexpected = errors.split(RollstreamError)
         if expected is None or unexpected is not None:
             raise
-        for error in _leaves(expected):
+        for error in single_errors(expected):
             print(f"rollstream: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
-
-
-def _leaves(errors: BaseExceptionGroup[RollstreamError]) -> Iterator[RollstreamError]:
-    for error in errors.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 def globals_first(arguments: Sequence[str]) -> list[str]:

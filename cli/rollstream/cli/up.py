@@ -28,7 +28,7 @@ from rollstream.cli.status_report import StatusReport, report_line, report_table
 from rollstream.cli.supervisor import ProcessState, Supervisor, drain_on_signals
 from rollstream.cli.task_ledger import TaskLedger
 from rollstream.schemas.control import ProducerProgress
-from rollstream.schemas.errors import RollstreamError, SettingsError, TransientError
+from rollstream.schemas.errors import RollstreamError, SettingsError, TransientError, single_errors
 from rollstream.schemas.messages import Message
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.schemas.trajectories import Trajectory
@@ -173,11 +173,7 @@ async def a_broker(settings: RollstreamSettings, data_dir: Path | None = None) -
 
 def first_error(errors: BaseExceptionGroup[RollstreamError]) -> RollstreamError:
     """The first error of a group, for a message a person can act on."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, RollstreamError)
-    return error
+    return next(single_errors(errors))
 
 
 async def _stop_when_done(kafka: KafkaSettings, run_id: str, stop: asyncio.Event) -> None:

@@ -30,7 +30,7 @@ from rollstream.producers.settings import ProducerSettings
 from rollstream.producers.task_building import Prompt, Rejection, build_group, group_task_ids
 from rollstream.producers.task_log import TaskLog, check_log, read_task_log
 from rollstream.schemas.control import Pause, ProducerProgress, TrainerProgress
-from rollstream.schemas.errors import RollstreamError, SettingsError
+from rollstream.schemas.errors import RollstreamError, SettingsError, single_errors
 from rollstream.schemas.ids import group_partition
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.transport.control import ControlFollower, control_key
@@ -93,7 +93,7 @@ async def produce(
         ours, others = errors.split(RollstreamError)
         if ours is None or others is not None:
             raise
-        raise _first(ours) from errors
+        raise next(single_errors(ours)) from errors
     finally:
         plan.source.close()
 
@@ -306,14 +306,6 @@ class _Rejects:
 
 def _take(prompts: Iterator[Prompt | Rejection]) -> list[Prompt | Rejection]:
     return list(islice(prompts, _CHUNK_PROMPTS))
-
-
-def _first(errors: ExceptionGroup[RollstreamError]) -> RollstreamError:
-    error: Exception = errors
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, RollstreamError)
-    return error
 
 
 def _ignore(_: RunProgress) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import msgspec
 
 from rollstream.schemas import ids
-from rollstream.schemas.errors import SessionLostError, TransientError
+from rollstream.schemas.errors import SessionLostError, TransientError, single_errors
 from rollstream.schemas.tasks import RolloutTask, ToolSpec
 from rollstream.schemas.tools import OBSERVABLE_STATUSES, ToolCall, ToolResult, ToolStatus
 
@@ -187,13 +187,5 @@ def answer_allowance_s(spec: ToolSpec, timeout_s: float) -> float:
 
 def deciding_failure(failures: ExceptionGroup[Exception]) -> Exception:
     """The failure that decides what happens next: an infrastructure failure before any other, else the first."""
-    leaves = list(_leaves(failures))
+    leaves = list(single_errors(failures))
     return next((leaf for leaf in leaves if isinstance(leaf, TransientError)), leaves[0])
-
-
-def _leaves(failures: ExceptionGroup[Exception]) -> Iterator[Exception]:
-    for failure in failures.exceptions:
-        if isinstance(failure, ExceptionGroup):
-            yield from _leaves(cast("ExceptionGroup[Exception]", failure))
-        else:
-            yield failure

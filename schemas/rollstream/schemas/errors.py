@@ -5,6 +5,11 @@ A message names the thing (``{x!r}``), the cause and the fix. Every error pickle
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TypeVar, cast
+
+E = TypeVar("E", bound=BaseException)
+
 
 class RollstreamError(Exception):
     """Base of everything RollStream raises on purpose."""
@@ -56,3 +61,12 @@ class PolicyFilesError(RollstreamError):
 
 class DataLossError(RollstreamError):
     """Records that were still needed are gone (retention): stop, never skip silently."""
+
+
+def single_errors(group: BaseExceptionGroup[E]) -> Iterator[E]:
+    """The errors of a group and of the groups in it, in order; never none."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from single_errors(cast("BaseExceptionGroup[E]", error))
+        else:
+            yield error
