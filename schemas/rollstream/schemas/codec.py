@@ -49,6 +49,7 @@ def encode(message: Message, *, compress_above_bytes: int = COMPRESS_ABOVE_BYTES
     headers = [
         ("schema", type(message).__name__.encode()),
         ("schema_version", str(message.schema_version).encode()),
+        *((name, str(getattr(message, name)).encode()) for name in message.header_fields),
     ]
     body = _encode_body(_encoder(), message)
     if len(body) > compress_above_bytes:

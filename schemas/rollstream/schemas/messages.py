@@ -31,5 +31,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """A record value. The class name is the ``schema`` header; ``topic`` is the topic's short name."""
 
     topic: ClassVar[str]
+    header_fields: ClassVar[tuple[str, ...]] = ()
+    """Text fields that also stand in headers, for readers that must not touch the body."""
 
     schema_version: int = SCHEMA_VERSION

@@ -102,7 +102,7 @@ def _check_trajectory(trajectory: Trajectory) -> None:
 
 def _check_journal(record: JournalRecord) -> None:
     _check_id("trajectory_id", record.trajectory_id)
-    _require(record.attempt >= 0, "attempt", record.attempt, "must be >= 0")
+    _require(record.attempt >= 1, "attempt", record.attempt, "must be >= 1")
     _require(bool(record.writer), "writer", record.writer, "must not be empty")
     _require(record.kind == "start" or record.birth is not None, "birth", record.birth, "may be null in a start only")
 

@@ -70,6 +70,7 @@ class RolloutTask(Message, frozen=True, kw_only=True):
     """One member of a group. Key: ``group_id``; partition and ids are pure functions of (run, group, member)."""
 
     topic: ClassVar[str] = "tasks"
+    header_fields: ClassVar[tuple[str, ...]] = ("trajectory_id",)
 
     run_id: str
     group_id: str

@@ -2,7 +2,8 @@
 
 Duty: hand out each record of the partitions it owns once, and commit, per partition, the lowest unfinished offset.
 
-Invariants: nothing unfinished is ever committed past. No commit leaves while a rebalance is under way (the commit gate:
+Invariants: nothing unfinished is ever committed past. No record of a new partition is handed out before whoever must
+know its past (a `Companion`) is ready. No commit leaves while a rebalance is under way (the commit gate:
 without it one late commit makes the group rebalance for ever). A partition that stays over a rebalance keeps its
 records; Kafka delivers them again and they are recognised. A partition that leaves is reported at once.
 
@@ -20,15 +21,16 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
+from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
-from rollstream.schemas.errors import SettingsError
-from rollstream.transport.clients import start_consumer, stop_consumer
+from rollstream.schemas.errors import SettingsError, TransientError
+from rollstream.transport.clients import admin_client, start_consumer, stop_consumer
 from rollstream.transport.instance_lock import InstanceLock
 from rollstream.transport.offsets import OffsetTracker
 from rollstream.transport.records import Record
@@ -43,11 +45,36 @@ COMMIT_DEADLINE_S = 45.0
 REVOKED_COMMIT_DEADLINE_S = 10.0
 """A rebalance waits for it."""
 COMMIT_RETRY_PAUSE_S = 0.05
+PREPARE_RETRY_PAUSE_S = 0.5
 LEAVE_S = 5.0
 """For the last commit, and again for leaving the group; a broker that is away must not keep us."""
 TWIN_WINDOW_S = 30.0
 """Regaining the same partitions this often in this time is what two processes with one instance id look like."""
 TWIN_ASSIGNMENTS = 6
+
+
+class Companion(Protocol):
+    """Keeps something per partition that must be complete before its records are worked on: a journal."""
+
+    async def prepare(self, partition: int, committed: int | None, metadata: str) -> None:
+        """A partition was assigned, with this commit of the group. Return when its records may be handed out.
+
+        Raises:
+            TransientError: it will be tried again.
+        """
+        ...
+
+    def release(self, partition: int) -> None:
+        """The partition has left, prepared or not."""
+        ...
+
+    def commit_metadata(self, partition: int, offset: int) -> str:
+        """What travels with the commit of ``offset``."""
+        ...
+
+    def committed(self, partition: int, offset: int) -> None:
+        """That commit has succeeded."""
+        ...
 
 
 class GroupIntake:
@@ -61,12 +88,17 @@ class GroupIntake:
         group_id: str,
         instance_id: str | None = None,
         on_lost: Callable[[frozenset[TopicPartition]], None] | None = None,
+        companion: Companion | None = None,
     ) -> None:
         self._kafka = kafka
         self._topics = tuple(topics)
         self._group_id = group_id
         self._instance_id = instance_id
         self._on_lost = on_lost
+        self._companion = companion
+        self._ready: set[TopicPartition] = set()
+        self._some_are_ready = asyncio.Event()
+        self._assignment_changed = asyncio.Event()
         self._trackers: dict[TopicPartition, OffsetTracker] = {}
         self._committed: dict[TopicPartition, int] = {}
         self._times_assigned = 0
@@ -111,8 +143,12 @@ class GroupIntake:
         Each must be given to ``finished`` in the end. At least once: after a crash or a rebalance elsewhere the same
         record is delivered to the next owner.
         """
+        if not await self._is_any_ready(timeout_s):
+            return []
         try:
-            batches = await self._started.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+            batches = await self._started.getmany(
+                *self._ready, timeout_ms=int(timeout_s * 1000), max_records=max_records
+            )
         except UNREADABLE:
             return await self._poll_past_unreadable(max_records)
         # No await between the fetch and here: a record can only belong to the present assignment.
@@ -150,11 +186,102 @@ class GroupIntake:
         return False
 
     async def run(self) -> None:
-        """Commit about once a second until cancelled.
+        """Commit about once a second, and prepare what is assigned, until cancelled.
 
         Raises:
+            DataLossError: as the companion.
             SettingsError: another process uses the same instance id and takes the partitions away again and again.
         """
+        if self._companion is None:
+            return await self._commit_again_and_again()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._prepare_partitions(self._companion, group))
+            await self._commit_again_and_again()
+
+    def assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        """The group has settled. For the rebalance listener only; must not await (see ``poll``)."""
+        lost = frozenset(self._trackers) - partitions
+        if not lost and partitions and partitions == frozenset(self._trackers):
+            self._note_unchanged_assignment()
+        for partition in lost:
+            del self._trackers[partition]
+            self._committed.pop(partition, None)
+            self._ready.discard(partition)
+        for partition in partitions - frozenset(self._trackers):
+            self._trackers[partition] = OffsetTracker()
+            if self._companion is None:
+                self._ready.add(partition)
+        self._times_assigned += 1
+        self._gate_is_open = True
+        self._something_finished.set()
+        logger.info("own %d partitions of %s, lost %d", len(partitions), ", ".join(self._topics), len(lost))
+        if lost and self._on_lost is not None:
+            self._on_lost(lost)
+        if self._companion is not None:
+            for partition in lost:
+                self._companion.release(partition.partition)
+        self._assignment_changed.set()
+
+    async def revoked(self) -> None:
+        """A rebalance begins. For the rebalance listener only: commits what can be committed, then closes the gate."""
+        await self._commit_within(REVOKED_COMMIT_DEADLINE_S)
+        self._gate_is_open = False
+
+    async def _is_any_ready(self, timeout_s: float) -> bool:
+        if self._companion is None or self._ready:
+            return True
+        self._some_are_ready.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._some_are_ready.wait()
+        return bool(self._ready)
+
+    async def _prepare_partitions(self, companion: Companion, group: asyncio.TaskGroup) -> None:
+        """A tracker stands for one ownership: a partition that leaves and comes back has another."""
+        preparing: dict[TopicPartition, tuple[OffsetTracker, asyncio.Task[None]]] = {}
+        while True:
+            self._assignment_changed.clear()
+            for partition, (tracker, task) in list(preparing.items()):
+                if self._trackers.get(partition) is not tracker:
+                    task.cancel()
+                    companion.release(partition.partition)
+                    del preparing[partition]
+            new = {partition: tracker for partition, tracker in self._trackers.items() if partition not in preparing}
+            commits = await self._committed_offsets(list(new))
+            for partition, tracker in new.items():
+                if self._trackers.get(partition) is tracker:
+                    preparing[partition] = (
+                        tracker,
+                        group.create_task(self._prepare(companion, partition, tracker, commits.get(partition))),
+                    )
+            await self._assignment_changed.wait()
+
+    async def _committed_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
+        while partitions:
+            try:
+                async with admin_client(self._kafka) as admin:
+                    return await admin.list_consumer_group_offsets(self._group_id, partitions=partitions)
+            except TransientError as error:
+                logger.warning("the commits of group %s cannot be read yet: %s", self._group_id, error)
+            await asyncio.sleep(PREPARE_RETRY_PAUSE_S)
+        return {}
+
+    async def _prepare(
+        self, companion: Companion, partition: TopicPartition, tracker: OffsetTracker, commit: OffsetAndMetadata | None
+    ) -> None:
+        offset, metadata = (commit.offset, commit.metadata) if commit is not None and commit.offset >= 0 else (None, "")
+        while True:
+            try:
+                await companion.prepare(partition.partition, offset, metadata)
+                break
+            except TransientError as error:
+                logger.warning("partition %s waits to be prepared: %s", partition, error)
+            await asyncio.sleep(PREPARE_RETRY_PAUSE_S)
+        if self._trackers.get(partition) is tracker:
+            self._ready.add(partition)
+            self._some_are_ready.set()
+
+    async def _commit_again_and_again(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(COMMIT_INTERVAL_S):
@@ -166,28 +293,6 @@ class GroupIntake:
                 f"another process seems to use instance_id {self._instance_id!r} in group {self._group_id!r}: the same "
                 f"partitions were assigned {TWIN_ASSIGNMENTS} times in {TWIN_WINDOW_S:.0f} s; give each worker its own"
             )
-
-    def assigned(self, partitions: frozenset[TopicPartition]) -> None:
-        """The group has settled. For the rebalance listener only; must not await (see ``poll``)."""
-        lost = frozenset(self._trackers) - partitions
-        if not lost and partitions and partitions == frozenset(self._trackers):
-            self._note_unchanged_assignment()
-        for partition in lost:
-            del self._trackers[partition]
-            self._committed.pop(partition, None)
-        for partition in partitions - frozenset(self._trackers):
-            self._trackers[partition] = OffsetTracker()
-        self._times_assigned += 1
-        self._gate_is_open = True
-        self._something_finished.set()
-        logger.info("own %d partitions of %s, lost %d", len(partitions), ", ".join(self._topics), len(lost))
-        if lost and self._on_lost is not None:
-            self._on_lost(lost)
-
-    async def revoked(self) -> None:
-        """A rebalance begins. For the rebalance listener only: commits what can be committed, then closes the gate."""
-        await self._commit_within(REVOKED_COMMIT_DEADLINE_S)
-        self._gate_is_open = False
 
     def _begin(self, records: Iterable[Record]) -> list[Record]:
         return [
@@ -202,7 +307,7 @@ class GroupIntake:
         consumer, settled = self._started, self._times_assigned
         await self._go_back()
         records: list[Record] = []
-        for partition in sorted(self._trackers):
+        for partition in sorted(self._ready):
             left = max_records - len(records)
             if left > 0:
                 records += await read_past_unreadable(consumer, partition, timeout_s=STEP_POLL_S, max_records=left)
@@ -249,9 +354,20 @@ class GroupIntake:
             for partition, tracker in self._trackers.items()
             if (offset := tracker.committable) is not None and offset > self._committed.get(partition, -1)
         }
-        if offsets:
-            await self._started.commit({p: OffsetAndMetadata(offset, "") for p, offset in offsets.items()})
-            self._committed.update(offsets)
+        if not offsets:
+            return
+        companion = self._companion
+        await self._started.commit(
+            {
+                p: OffsetAndMetadata(o, companion.commit_metadata(p.partition, o) if companion else "")
+                for p, o in offsets.items()
+            }
+        )
+        for partition, offset in offsets.items():
+            if partition in self._trackers:
+                self._committed[partition] = offset
+                if companion is not None:
+                    companion.committed(partition.partition, offset)
 
     @property
     def _started(self) -> AIOKafkaConsumer:

@@ -28,6 +28,13 @@ PUBLISH_RETRIES = Counter(
 PUBLISHES_IN_FLIGHT = Gauge(
     "rollstream_publishes_in_flight", "Records that wait for their acknowledgement.", registry=REGISTRY
 )
+JOURNAL_SECONDS = Histogram(
+    "rollstream_journal_seconds",
+    "From the decision to append a record of the journal until it was read back.",
+    ["kind"],
+    buckets=(0.001, 0.002, 0.004, 0.006, 0.01, 0.025, 0.1, 0.5, 2, 10, 60),
+    registry=REGISTRY,
+)
 DEAD_LETTERS = Counter(
     "rollstream_dead_letters", "Records buried, by where they came from and why.", ["topic", "error"], registry=REGISTRY
 )

@@ -1,0 +1,68 @@
+"""The journal of one owned partition: append and wait until the record has been read back (W3)."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from rollstream.schemas.errors import TransientError
+from rollstream.schemas.journal import JournalRecord
+from rollstream.transport.journal.journal import held
+from rollstream.transport.journal.partition_fold import PartitionFold
+from rollstream.transport.journal.task_state import TaskState
+from rollstream.transport.metrics import JOURNAL_SECONDS
+
+logger = logging.getLogger(__name__)
+
+READ_BACK_WARNING_S = 30.0
+
+Send = Callable[[JournalRecord], Awaitable[int]]
+"""Sends a record to the partition and returns its offset when the broker has it; raises TransientError."""
+
+
+class OwnedPartition:
+    """A `Journal`. Its tail is read by ``JournalKeeper``, which hands every record to ``take``."""
+
+    def __init__(self, fold: PartitionFold, send: Send) -> None:
+        self.fold = fold
+        self._send = send
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._serial = 0
+
+    def state(self, trajectory_id: str) -> TaskState | None:
+        """See ``Journal``."""
+        return self.fold.tasks.get(trajectory_id)
+
+    async def append(self, record: JournalRecord) -> TaskState:
+        """See ``Journal``. A broker that is away is waited for."""
+        started = time.monotonic()
+        while (state := held(self.state(record.trajectory_id), record)) is None:
+            try:
+                offset = await self._send(record)
+            except TransientError as error:
+                logger.warning("the journal still waits for the broker: %s", error)
+                continue
+            await self.read_past(offset)
+        JOURNAL_SECONDS.labels(record.kind).observe(time.monotonic() - started)
+        return state
+
+    async def read_past(self, offset: int) -> None:
+        """Return when the record at ``offset`` has been folded."""
+        while self.fold.position <= offset:
+            folded = asyncio.get_running_loop().create_future()
+            self._serial += 1
+            heapq.heappush(self._waiting, (offset, self._serial, folded))
+            done, _ = await asyncio.wait([folded], timeout=READ_BACK_WARNING_S)
+            if not done:
+                logger.warning("record %d of the journal is not read back yet, at %d", offset, self.fold.position)
+                folded.cancel()
+
+    def notify(self) -> None:
+        """The fold has moved on: wake those whose records are in it."""
+        while self._waiting and self._waiting[0][0] < self.fold.position:
+            _, _, folded = heapq.heappop(self._waiting)
+            if not folded.done():
+                folded.set_result(None)
