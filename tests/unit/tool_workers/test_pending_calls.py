@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 
 from rollstream.schemas.tools import ToolResult
-from rollstream.transport.tool_client import PendingCalls
+from rollstream.transport.pending_calls import PendingCalls
 
 
 def result(call_id: str, content: str = "x") -> ToolResult:

@@ -3,7 +3,8 @@
 Duty: encode, compress, send, and repeat until acknowledged or out of time.
 
 Invariants: what ``publish`` returned for is in the log. What it raised for may be there too: a send whose answer was
-lost is repeated, so readers know a message by its id. Order is kept only between calls that follow one another.
+lost is repeated, so readers know a message by its id, unless it is marked as not repeatable: that one is in the log at
+most once. Order is kept only between calls that follow one another.
 
 Broker gone: sends wait and repeat until their deadline; at most ``max_in_flight`` wait, further ones wait for a slot.
 """
@@ -112,8 +113,9 @@ class Publisher:
         topic: str | None = None,
         partition: int | None = None,
         deadline_s: float | None = None,
+        is_repeatable: bool = True,
     ) -> RecordPlace:
-        """Send a message and wait until it is in the log. Safe to repeat: at least once.
+        """Send a message and wait until it is in the log. At least once; safe to repeat.
 
         Args:
             message: encoded here, in a thread if it is large.
@@ -121,15 +123,19 @@ class Publisher:
             topic: full name; by default the message's own topic.
             partition: explicit partition.
             deadline_s: instead of the publisher's.
+            is_repeatable: False, for ``durable`` publishers only: at most once. What may be in the log is not sent
+                again; the place returned has the offset -1 if the broker no longer knows where it lies.
 
         Raises:
             InvalidMessageError: the message breaks a rule, is too large for the topic, or the partition does not exist.
             SettingsError: the topic is not declared, or writing to it is not permitted.
-            TransientError: not acknowledged in time; it may be in the log all the same.
+            TransientError: not acknowledged in time, or not repeatable and its fate unknown; it may be in the log all
+                the same.
         """
+        assert is_repeatable or self._profile == "durable", "only an idempotent producer sends at most once"
         name = topic if topic is not None else self._kafka.topic(message.topic)
         allowed_s = self._deadline_s if deadline_s is None else deadline_s
-        sending = _Sending(name, key.encode() if isinstance(key, str) else key, partition)
+        sending = _Sending(name, key.encode() if isinstance(key, str) else key, partition, is_repeatable)
         started = time.monotonic()
         try:
             async with asyncio.timeout(allowed_s), self._slots:
@@ -164,8 +170,9 @@ class Publisher:
                 acknowledged = await producer.send(
                     sending.topic, record.value, sending.key, sending.partition, headers=headers
                 )
+                sending.may_be_in_log = True
                 metadata = await acknowledged
-                if metadata.offset >= 0:
+                if metadata.offset >= 0 or not sending.is_repeatable:
                     return RecordPlace(metadata.topic, metadata.partition, metadata.offset)
                 sending.last_failure = "the broker has the record but no longer knows where"
             except _TOO_LARGE as error:
@@ -178,9 +185,14 @@ class Publisher:
             except KafkaError as error:
                 sending.last_failure = repr(error)
                 self._checked.clear()
-                logger.warning("send to %s failed and is repeated: %r", sending.topic, error)
+                logger.warning("send to %s failed: %r", sending.topic, error)
                 if not error.retriable and not isinstance(error, KafkaTimeoutError):
                     await self._renew(producer)
+                if sending.may_be_in_log and not sending.is_repeatable:
+                    raise TransientError(
+                        f"whether a record for {sending.topic!r} is in the log is not known ({error!r}); it must not be "
+                        "there twice and is not sent again"
+                    ) from error
             metrics.PUBLISH_RETRIES.labels(sending.topic).inc()
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, MAX_RETRY_S)
@@ -220,6 +232,8 @@ class _Sending:
     topic: str
     key: bytes | None
     partition: int | None
+    is_repeatable: bool
+    may_be_in_log: bool = False
     last_failure: str = "none; it waited for a slot or for the broker"
 
 

@@ -3,7 +3,8 @@
 Duty: give each call its answer or a TransientError when its deadline has passed; the caller owns time-out and retry.
 
 Invariants: the position in the reply partition is fixed before the first call leaves, so no answer is missed. Callers
-may share a partition: answers to others are recognised by ``call_id`` and left alone. A time-out is never an answer.
+may share a partition: answers to others are recognised by ``call_id`` and left alone. A time-out is never an answer. A
+copy marked ``is_first`` is in the log at most once: when the fate of its sending is unknown, no later one is marked.
 
 Broker gone: calls wait for it, and their deadlines are put off by the time it was away, up to ``MAX_PUT_OFF_S``.
 
@@ -20,7 +21,7 @@ import time
 import zlib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 
 import msgspec
@@ -29,8 +30,10 @@ from aiokafka.errors import KafkaError
 
 from rollstream.schemas.errors import InvalidMessageError, TransientError
 from rollstream.schemas.tools import ToolCall, ToolResult
+from rollstream.transport.call_time import CallTime
 from rollstream.transport.clients import require_topics, start_consumer, stop_consumer
 from rollstream.transport.dead_letters import DeadLetterOffice
+from rollstream.transport.pending_calls import PendingCalls
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record, decode_record
 from rollstream.transport.settings import KafkaSettings
@@ -42,9 +45,10 @@ RESEND_AFTER_S = 5.0
 LONGEST_RESEND_S = 60.0
 ANSWER_GRACE_S = 2.0
 """An answer given at the last moment still has to travel."""
-AWAY_AFTER_S = 2.0
-"""A send that takes longer has waited for a broker that was away."""
-MAX_PUT_OFF_S = 600.0
+LAST_LOOK_S = 1.0
+"""Before a call is given up it is sent once more: the broker may have been away, or the answer lost."""
+MAX_PUT_OFF_S = 1800.0
+"""As long as a tool worker keeps an idle session: later answers could not be continued from."""
 MAX_PENDING_CALLS = 4096
 FETCH_TIMEOUT_S = 1.0
 RETRY_PAUSE_S = 0.5
@@ -62,52 +66,6 @@ class ToolClientStats:
     """Answers to other callers of the same partition, or to calls that were answered or given up before."""
 
 
-@dataclass
-class _Waiting:
-    answer: asyncio.Future[ToolResult]
-    callers: int = 0
-
-
-@dataclass
-class PendingCalls:
-    """Calls that wait for their answer, by id. Two callers of one id get the same answer."""
-
-    _waiting: dict[str, _Waiting] = field(default_factory=dict[str, _Waiting])
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def expect(self, call_id: str) -> asyncio.Future[ToolResult]:
-        """The answer to come; give it back with ``forget``."""
-        waiting = self._waiting.get(call_id)
-        if waiting is None:
-            waiting = self._waiting[call_id] = _Waiting(asyncio.get_running_loop().create_future())
-        waiting.callers += 1
-        return waiting.answer
-
-    def expect_another(self, call_id: str) -> asyncio.Future[ToolResult]:
-        """The answer after one that does not count."""
-        waiting = self._waiting[call_id]
-        if waiting.answer.done():
-            waiting.answer = asyncio.get_running_loop().create_future()
-        return waiting.answer
-
-    def forget(self, call_id: str) -> None:
-        """One caller no longer waits."""
-        waiting = self._waiting[call_id]
-        waiting.callers -= 1
-        if waiting.callers == 0:
-            del self._waiting[call_id]
-
-    def answer(self, result: ToolResult) -> bool:
-        """Hand an answer over. False: nobody waits for it."""
-        waiting = self._waiting.get(result.call_id)
-        if waiting is None or waiting.answer.done():
-            return False
-        waiting.answer.set_result(result)
-        return True
-
-
 class ToolClient:
     """An async context manager; failures of its background task end the block it is used in.
 
@@ -116,6 +74,7 @@ class ToolClient:
         worker_id: chooses the reply partition.
         resend_after_s: first pause before the same call is sent again; doubles up to a minute.
         max_pending: calls waiting at once; further ones wait for a place.
+        max_put_off_s: how long a broker may be away at the cost of nobody's deadline.
         clock: Unix seconds.
     """
 
@@ -126,14 +85,16 @@ class ToolClient:
         worker_id: str,
         resend_after_s: float = RESEND_AFTER_S,
         max_pending: int = MAX_PENDING_CALLS,
+        max_put_off_s: float = MAX_PUT_OFF_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._kafka = kafka
         self._resend_after_s = resend_after_s
+        self._max_put_off_s = max_put_off_s
         self._clock = clock
         self._topic = kafka.topic("tool-results")
         self._partition = zlib.crc32(worker_id.encode()) % kafka.topics["tool-results"].partitions
-        self._publisher = Publisher(kafka, profile="rpc")
+        self._publisher = Publisher(kafka, profile="durable")
         self._dead_letters = DeadLetterOffice(kafka, role="tool-client", worker_id=worker_id)
         self._places = asyncio.Semaphore(max_pending)
         self._pending = PendingCalls()
@@ -177,7 +138,8 @@ class ToolClient:
     async def call(self, call: ToolCall, toolset: str) -> ToolResult:
         """Send the call, again and again, until it is answered; ``reply_topic`` and ``reply_partition`` are filled in.
 
-        Safe to repeat: the tool worker knows the call by its id. Only the first sending may be marked ``is_first``.
+        Safe to repeat: the tool worker knows the call by its id. Only the first sending of all may be marked
+        ``is_first``; here it stays marked for one sending at most.
 
         Raises:
             TransientError: no answer until shortly after the call's deadline; whether it has run is not known.
@@ -186,48 +148,61 @@ class ToolClient:
         topic = self._kafka.topic(f"tool-calls.{toolset}")
         call = msgspec.structs.replace(call, reply_topic=self._topic, reply_partition=self._partition)
         self.stats.calls += 1
+        allowed_s = max(0.0, call.deadline - self._clock()) + ANSWER_GRACE_S
+        now = asyncio.get_running_loop().time()
+        time = CallTime(call.deadline, now + allowed_s, now, self._max_put_off_s)
         try:
-            allowed_s = max(0.0, call.deadline - self._clock()) + ANSWER_GRACE_S
-            async with asyncio.timeout(allowed_s) as limit, self._places:
-                answer = self._pending.expect(call.call_id)
-                try:
-                    return await self._until_answered(call, topic, answer, limit)
-                finally:
-                    self._pending.forget(call.call_id)
+            async with asyncio.timeout(allowed_s):
+                await self._places.acquire()
+            try:
+                return await self._until_answered(call, topic, time)
+            finally:
+                self._places.release()
         except TimeoutError as error:
             self.stats.unanswered += 1
             raise TransientError(
-                f"call {call.call_id!r} of tool {call.tool!r} was not answered by its deadline: does a tool worker of "
-                f"toolset {toolset!r} run, and keep up?"
+                f"call {call.call_id!r} of tool {call.tool!r} was not answered by its deadline; its outcome is "
+                f"unknown. Does a tool worker of toolset {toolset!r} run, and keep up?"
             ) from error
 
-    async def _until_answered(
-        self, call: ToolCall, topic: str, answer: asyncio.Future[ToolResult], limit: asyncio.Timeout
-    ) -> ToolResult:
-        pause_s, put_off_s = self._resend_after_s, 0.0
-        while True:
-            away_s = await self._send(call, topic, limit, MAX_PUT_OFF_S - put_off_s)
-            put_off_s += away_s
-            call = msgspec.structs.replace(call, is_first=False, deadline=call.deadline + away_s)
-            done, _ = await asyncio.wait([answer], timeout=pause_s)
-            if done and not (answer.result().status == "expired" and call.deadline > self._clock()):
-                self.stats.answers += 1
-                return answer.result()
-            # Refused under a deadline that has been put off since: the next copy has the new one.
-            answer = self._pending.expect_another(call.call_id)
-            self.stats.resent += 1
-            pause_s = min(LONGEST_RESEND_S, 2 * pause_s)
+    async def _until_answered(self, call: ToolCall, topic: str, time: CallTime) -> ToolResult:
+        is_first = call.is_first and call.call_id not in self._pending
+        answer = self._pending.expect(call.call_id)
+        try:
+            pause_s = self._resend_after_s
+            while True:
+                call = msgspec.structs.replace(call, is_first=is_first, deadline=time.deadline)
+                await self._send(call, topic, time)
+                is_first = False
+                left_s = time.left_s(asyncio.get_running_loop().time())
+                done, _ = await asyncio.wait([answer], timeout=min(pause_s, left_s) if left_s > 0 else LAST_LOOK_S)
+                if done and not (answer.result().status == "expired" and time.deadline > self._clock()):
+                    self.stats.answers += 1
+                    return answer.result()
+                if left_s <= 0:
+                    raise TimeoutError
+                # Refused under a deadline that has been put off since: the next copy has the new one.
+                answer = self._pending.expect_another(call.call_id)
+                self.stats.resent += 1
+                pause_s = min(LONGEST_RESEND_S, 2 * pause_s)
+        finally:
+            self._pending.forget(call.call_id)
 
-    async def _send(self, call: ToolCall, topic: str, limit: asyncio.Timeout, max_put_off_s: float) -> float:
-        """Send with the time limit at rest; returns how long the broker was away, by which the limit is put off."""
+    async def _send(self, call: ToolCall, topic: str, time: CallTime) -> None:
         loop = asyncio.get_running_loop()
-        ends_at, started = limit.when(), loop.time()
-        limit.reschedule(None)
-        await self._publisher.publish(call, topic=topic, key=call.session_id or call.call_id)
-        took_s = loop.time() - started
-        away_s = min(took_s, max_put_off_s) if took_s > AWAY_AFTER_S else 0.0
-        limit.reschedule(None if ends_at is None else ends_at + away_s)
-        return away_s
+        began = loop.time()
+        key = call.session_id or call.call_id
+        limit_s = time.send_limit_s(began) + LAST_LOOK_S
+        try:
+            await self._publisher.publish(
+                call, topic=topic, key=key, deadline_s=limit_s, is_repeatable=not call.is_first
+            )
+        except TransientError as error:
+            if loop.time() - began >= limit_s:
+                raise TimeoutError(str(error)) from error
+            logger.warning("call %s may have been sent, it is repeated as not the first: %s", call.call_id, error)
+        else:
+            time.sent(began, loop.time())
 
     async def _take_position(self, consumer: AIOKafkaConsumer) -> None:
         partition = TopicPartition(self._topic, self._partition)
