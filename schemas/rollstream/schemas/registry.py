@@ -12,7 +12,7 @@ from rollstream.schemas.control import (
     TrainerStart,
     WorkerStatus,
 )
-from rollstream.schemas.dead_letters import DeadLetter
+from rollstream.schemas.dead_letters import DeadLetter, DeadLetterResolution
 from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.messages import Message
 from rollstream.schemas.tasks import RolloutTask
@@ -32,4 +32,5 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     Pause,
     WorkerStatus,
     DeadLetter,
+    DeadLetterResolution,
 )

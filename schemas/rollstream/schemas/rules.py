@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Any
 
 from rollstream.schemas.control import PolicyVersion, ProducerProgress, TrainerProgress, WorkerStatus
+from rollstream.schemas.dead_letters import DeadLetterResolution
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.messages import Message
@@ -161,6 +162,20 @@ def _check_worker(status: WorkerStatus) -> None:
     )
 
 
+def _check_resolution(resolution: DeadLetterResolution) -> None:
+    count = len(resolution.letters)
+    _require(0 < count == len(set(resolution.letters)), "letters", resolution.letters, "must be distinct and not empty")
+    if resolution.state == "replaying":
+        _check_id("run_id", resolution.run_id)
+        size = resolution.group_size
+        _require(
+            1 <= size <= MAX_GROUP_SIZE and count % size == 0,
+            "group_size",
+            size,
+            f"must divide {count} letters into groups",
+        )
+
+
 def _check_id(field: str, value: str) -> None:
     _require(0 < len(value) <= MAX_ID_CHARS, field, value, f"must have 1 to {MAX_ID_CHARS} characters")
 
@@ -180,4 +195,5 @@ _RULES: dict[type[Message], Callable[[Any], None]] = {
     TrainerProgress: _check_trainer_progress,
     ProducerProgress: _check_producer_progress,
     WorkerStatus: _check_worker,
+    DeadLetterResolution: _check_resolution,
 }

@@ -176,6 +176,7 @@ REQUIRED_SINCE_VERSION_1: dict[str, set[str]] = {
         "origin_topic", "origin_partition", "origin_offset", "key", "value", "headers", "role", "worker_id",
         "error_type", "error",
     },
+    "DeadLetterResolution": {"state", "letters"},
 }  # fmt: skip
 
 

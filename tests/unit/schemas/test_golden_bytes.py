@@ -21,7 +21,7 @@ from rollstream.schemas.control import (
     TrainerStart,
     WorkerStatus,
 )
-from rollstream.schemas.dead_letters import DeadLetter
+from rollstream.schemas.dead_letters import DeadLetter, DeadLetterResolution
 from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.json_schemas import json_view
 from rollstream.schemas.messages import SCHEMA_VERSION, Message
@@ -165,6 +165,10 @@ EXAMPLES: dict[str, Message] = {
         error="not a message",
         attempts=2,
         failed_at=1700000000.5,
+    ),
+    "DeadLetterResolution": DeadLetterResolution(
+        state="replaying", letters=["rollstream.tasks/3/99", "rollstream.tasks/3/104"],
+        run_id="gsm8k.replay-0123456789ab", group_size=2, resolved_at=1700000001.5, resolved_by="ann@example",
     ),
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ import pytest
 
 from rollstream.schemas.codec import encode
 from rollstream.schemas.control import PolicyVersion, ProducerProgress, TrainerProgress, WorkerStatus
+from rollstream.schemas.dead_letters import DeadLetterResolution
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.messages import Message
@@ -66,6 +67,7 @@ JOURNAL = JournalRecord(kind="effect", trajectory_id="t", attempt=1, key="0", wr
 PRODUCER = ProducerProgress(run_id="r", groups_emitted=0, group_size=1)
 POLICY = PolicyVersion(version=0, lineage=0, uri="u", manifest_sha256="")
 WORKER = WorkerStatus(worker_id="w", role="trainer", state="running")
+REPLAY = DeadLetterResolution(state="replaying", letters=["t/0/1", "t/0/2"], run_id="r.replay", group_size=2)
 
 
 def with_sample(**changes: Any) -> Trajectory:
@@ -86,7 +88,7 @@ def flags(*values: int) -> Any:
 
 @pytest.mark.parametrize(
     "message",
-    [TRAJECTORY, FAILED, TASK, CALL, RESULT, TRAINER, JOURNAL, PRODUCER, POLICY, WORKER],
+    [TRAJECTORY, FAILED, TASK, CALL, RESULT, TRAINER, JOURNAL, PRODUCER, POLICY, WORKER, REPLAY],
     ids=lambda m: type(m).__name__,
 )
 def test_an_honest_message_passes(message: Message) -> None:
@@ -197,6 +199,11 @@ BROKEN: dict[str, tuple[Message, str, str, str]] = {
     "result in nan seconds": (replace(RESULT, run_s=float("nan")), "run_s", "nan", "finite"),
     "effect without birth": (replace(JOURNAL, birth=None), "birth", "None", "start only"),
     "negative limit": (replace(TRAINER, emit_limit=-1), "emit_limit", "-1", "null or >= 0"),
+    "a resolution of nothing": (replace(REPLAY, letters=[]), "letters", "[]", "not empty"),
+    "a letter resolved twice": (replace(REPLAY, letters=["t/0/1"] * 2), "letters", "['t/0/1', 't/0/1']", "distinct"),
+    "a replay without a run": (replace(REPLAY, run_id=""), "run_id", "''", "characters"),
+    "groups that are not whole": (replace(REPLAY, group_size=3), "group_size", "3", "must divide 2 letters"),
+    "groups of nobody": (replace(REPLAY, group_size=0), "group_size", "0", "must divide 2 letters"),
     "negative progress": (replace(PRODUCER, groups_emitted=-1), "groups_emitted", "-1", ">= 0"),
     "policy nowhere": (replace(POLICY, uri=""), "uri", "''", "not be empty"),
     "silent worker": (replace(WORKER, interval_s=0.0), "interval_s", "0.0", "> 0"),
