@@ -190,8 +190,8 @@ class Publisher:
                     await self._renew(producer)
                 if sending.may_be_in_log and not sending.is_repeatable:
                     raise TransientError(
-                        f"whether a record for {sending.topic!r} is in the log is not known ({error!r}); it must not be "
-                        "there twice and is not sent again"
+                        f"whether a record for {sending.topic!r} is in the log is not known ({error!r}); it is not "
+                        "sent again, because it must not be there twice"
                     ) from error
             metrics.PUBLISH_RETRIES.labels(sending.topic).inc()
             await asyncio.sleep(retry_s)
