@@ -67,7 +67,7 @@ async def run_rollout_worker(settings: RolloutWorkerSettings, kafka: KafkaSettin
             DeadLetterOffice(kafka, role="rollout-worker", worker_id=settings.worker_id)
         )
         tools = await stack.enter_async_context(ToolClient(kafka, worker_id=settings.worker_id))
-        control = await stack.enter_async_context(ControlFollower(kafka))
+        control = await stack.enter_async_context(ControlFollower(kafka, dead_letters=dead_letters))
         follower = PolicyFollower(engine, control, policy_cache(settings))
         if settings.follow_policy:
             await follower.catch_up()

@@ -3,7 +3,8 @@
 Duty: `ControlFollower` knows everything the topic held when it was entered, and hears of every fact after that.
 
 Invariants: the newest policy and the newest progress of the trainer are those of the greatest (lineage, version), so a
-trainer that was replaced and still writes is not heard. Records that cannot be decoded are logged and passed over.
+trainer that was replaced and still writes is not heard. What is no fact is passed over: logged, and buried on behalf of
+whoever gives a dead letter office.
 
 Broker gone: what is known stays known, reading goes on when the broker is back. Crash: the topic is read anew.
 """
@@ -35,6 +36,7 @@ from rollstream.schemas.control import (
 )
 from rollstream.schemas.errors import InvalidMessageError, TransientError
 from rollstream.transport.clients import start_consumer, stop_consumer
+from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.records import Record, decode_record, record_place
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.unreadable import SteadyReader
@@ -45,6 +47,9 @@ CONTROL_TYPES = (PolicyVersion, TrainerStart, TrainerProgress, ProducerProgress,
 POLL_S = 1.0
 READ_DEADLINE_S = 60.0
 RETRY_S = 1.0
+MAX_BURIED = 100
+"""Letters of one follower. Everybody follows the topic and reads it anew at each start: in a rolling upgrade old
+workers meet records of a newer schema every few seconds, and one letter for each would drown the others."""
 
 M = TypeVar("M", PolicyVersion, TrainerStart, TrainerProgress, ProducerProgress, Pause, WorkerStatus)
 
@@ -64,6 +69,16 @@ def control_key(message: ControlMessage) -> str:
             return "pause"
         case WorkerStatus():
             return f"worker/{message.worker_id}"
+
+
+def check_key(key: str, message: ControlMessage) -> None:
+    """A fact under another's key would be removed with it, or remove it.
+
+    Raises:
+        InvalidMessageError: the record has another key than its message demands.
+    """
+    if key != control_key(message):
+        raise InvalidMessageError(f"key {key!r} of a {type(message).__name__}, expected {control_key(message)!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +124,29 @@ class ControlFacts:
         return {key: fact.message for key, fact in self._facts.items() if isinstance(fact.message, message_type)}
 
 
+@dataclass(frozen=True, slots=True)
+class _Rubbish:
+    record: Record
+    error: InvalidMessageError
+
+
 class ControlFollower:
     """An async context manager; the following happens in the background until it is left.
+
+    Args:
+        kafka: cluster and topics.
+        dead_letters: where records go that are no facts, one for each key; None for those who only look.
 
     Raises:
         TransientError: on entering: the topic could not be read to its end in time.
         SettingsError: on entering: there is no such topic.
     """
 
-    def __init__(self, kafka: KafkaSettings) -> None:
+    def __init__(self, kafka: KafkaSettings, *, dead_letters: DeadLetterOffice | None = None) -> None:
         self._kafka = kafka
+        self._dead_letters = dead_letters
+        self._rubbish: asyncio.Queue[_Rubbish] = asyncio.Queue(MAX_BURIED)
+        self._rubbish_keys: set[str] = set()
         self._partition = TopicPartition(kafka.topic("control"), 0)
         self._facts = ControlFacts()
         self._changes = 0
@@ -138,6 +166,8 @@ class ControlFollower:
             # Left without the owner's exception: a TaskGroup would wrap it into a group.
             stack.push_async_callback(tasks.__aexit__, None, None, None)
             stack.callback(tasks.create_task(self._follow(reader)).cancel)
+            if self._dead_letters is not None:
+                stack.callback(tasks.create_task(self._bury_rubbish(self._dead_letters)).cancel)
             self._stack = stack.pop_all()
         return self
 
@@ -210,11 +240,20 @@ class ControlFollower:
             return
         try:
             message = decode_record(record, *CONTROL_TYPES)
+            check_key(key, message)
         except InvalidMessageError as error:
             logger.warning("control record %s is passed over: %s", record_place(record), error)
-            return
-        if key != control_key(message):
-            wanted = control_key(message)
-            logger.warning("control record %s is passed over: key %r, expected %r", record_place(record), key, wanted)
+            self._pass_over(key, record, error)
             return
         self._facts.learn(key, record.offset, message)
+
+    def _pass_over(self, key: str, record: Record, error: InvalidMessageError) -> None:
+        if self._dead_letters is not None and key not in self._rubbish_keys and len(self._rubbish_keys) < MAX_BURIED:
+            self._rubbish_keys.add(key)
+            self._rubbish.put_nowait(_Rubbish(record, error))
+
+    async def _bury_rubbish(self, dead_letters: DeadLetterOffice) -> None:
+        """Beside the following, which must not wait for it. What is left at the end is met again at the next start."""
+        while True:
+            rubbish = await self._rubbish.get()
+            await dead_letters.bury(rubbish.record, rubbish.error)
