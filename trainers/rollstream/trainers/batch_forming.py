@@ -57,7 +57,7 @@ class BatchFormer:
     @property
     def is_settled(self) -> bool:
         """Whether ``next_batch`` has nothing new to decide."""
-        return self._is_settled
+        return self._is_settled or not self._has_caught_up()
 
     @property
     def version(self) -> int:
@@ -171,8 +171,12 @@ class BatchFormer:
         return [self._delivered(group) for group in groups]
 
     def next_batch(self) -> TrainingBatch | None:
-        """The next batch if there is one now. It counts as delivered: its groups are in every later state."""
-        if self._is_settled:
+        """The next batch if there is one now. It counts as delivered: its groups are in every later state.
+
+        After a restore there is none until all is read again that was read before the checkpoint: what is ready then is
+        what was ready there, so the batches that follow are those that would have followed.
+        """
+        if self.is_settled:
             return None
         self._is_settled = True
         candidates = self._drop_and_sort()
@@ -249,6 +253,9 @@ class BatchFormer:
         self._ancestry, self._version = ancestry, version
         self._candidates.clear()
         self._is_settled = False
+
+    def _has_caught_up(self) -> bool:
+        return all(self._read_to.get(partition, 0) >= offset for partition, offset in self._counted_to.items())
 
     def _is_of_other_run(self, run_id: str) -> bool:
         return self._settings.run_id is not None and run_id != self._settings.run_id

@@ -37,6 +37,10 @@ class TrainerSettings(BaseModel):
     """The stream ends after this many batches, those before a checkpoint included; None: with the producer."""
     is_observer: bool = False
     """Read beside the trainer: sets no pace, publishes nothing, takes the trainer's policy version as its own."""
+    retention_alarm_share: float = Field(default=0.25, ge=0, le=1)
+    """Warn when less than this share of the retention is left to a trajectory that is still needed; 0: never."""
+    retention_check_s: float = Field(default=30.0, gt=0)
+    """Time between two looks at the retention and at the topic itself."""
     trainer_id: str = Field(default="trainer", min_length=1)
     """Name of this reader, in control records, dead letters and its consumer group."""
 
@@ -55,6 +59,8 @@ class StreamOptions(TypedDict, total=False):
     timeout_s: float
     max_batches: int | None
     is_observer: bool
+    retention_alarm_share: float
+    retention_check_s: float
     trainer_id: str
 
 

@@ -17,21 +17,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
-from rollstream.schemas.control import PolicyVersion, ProducerProgress, TrainerProgress, TrainerStart, WorkerStatus
-from rollstream.schemas.errors import InvalidMessageError, PolicyFilesError, SettingsError, TransientError
+import msgspec
+
+from rollstream.schemas.control import PolicyVersion, ProducerProgress, TrainerStart, WorkerStatus
+from rollstream.schemas.errors import DataLossError, InvalidMessageError, SettingsError, TransientError
 from rollstream.schemas.trajectories import Trajectory
+from rollstream.trainers.announcements import Announcements
 from rollstream.trainers.batch_forming import BatchFormer
 from rollstream.trainers.batches import TrainingBatch, TrajectoryGroup
-from rollstream.trainers.policies import PUBLISH_DEADLINE_S, announce_policy, publish_policy
+from rollstream.trainers.policies import PUBLISH_DEADLINE_S, publish_policy
+from rollstream.trainers.retention_watch import RecordSizes, RetentionWatch, Standing
 from rollstream.trainers.settings import StreamOptions, kafka_settings, trainer_settings
 from rollstream.trainers.stream_state import StreamState, StreamStats
-from rollstream.trainers.trajectory_log import TrajectoryLog
+from rollstream.trainers.trajectory_log import TrajectoryLog, made_anew
 from rollstream.trainers.waiting import explain_wait
-from rollstream.transport.control import ControlFollower, control_key
+from rollstream.transport.control import ControlFollower
 from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record, decode_record, record_place
@@ -79,16 +84,22 @@ class AsyncTrajectoryStream:
         self._kafka = kafka_settings(kafka, prefix)
         self._on_evaluation = on_evaluation
         self._log = TrajectoryLog(self._kafka, group_id=f"{self._kafka.prefix}trainer.{self.settings.trainer_id}")
-        self._control = ControlFollower(self._kafka)
         self._publisher = Publisher(self._kafka, profile="durable")
         self._dead_letters = DeadLetterOffice(self._kafka, role="trainer", worker_id=self.settings.trainer_id)
+        buries = None if self.settings.is_observer else self._dead_letters
+        self._control = ControlFollower(self._kafka, dead_letters=buries)
+        self._announcements = Announcements(self._publisher, self._control, self.settings.trainer_id)
         self._former = self._new_former(None)
         self._restored: StreamState | None = None
         self._has_begun = False
         self._fetched: deque[Record] = deque()
         self._followed_start: int | None = None
         self._heard: dict[str, ProducerProgress] = {}
-        self._told: tuple[int, int, int, int] | None = None
+        self._marks: dict[int, int] = {}
+        self._saved_positions: Mapping[int, int] = {}
+        """Those of the newest ``state_dict``."""
+        self._sizes = RecordSizes()
+        self._watch = RetentionWatch(self._kafka, self._log.topic, self.settings, self._standing)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> AsyncTrajectoryStream:
@@ -97,6 +108,7 @@ class AsyncTrajectoryStream:
             await self._stack.enter_async_context(self._publisher)
             await self._stack.enter_async_context(self._dead_letters)
             await self._stack.enter_async_context(self._control)
+            await self._stack.enter_async_context(self._watch)
         except BaseException:
             await self._stack.aclose()
             raise
@@ -122,6 +134,8 @@ class AsyncTrajectoryStream:
         self._former.finish_batch()
         started = time.monotonic()
         while True:
+            if self._watch.lost is not None:
+                raise self._watch.lost
             self._hear()
             batch = self._former.next_batch()
             self._hand_over_evaluations()
@@ -149,7 +163,7 @@ class AsyncTrajectoryStream:
             raise SettingsError("an observer publishes no policy: open the stream without is_observer")
         await self._begin()
         self._former.check_version(version)
-        self._check_not_succeeded()
+        self._announcements.check_not_succeeded(self._former.lineage)
         policy = await publish_policy(
             self._publisher,
             lineage=self._former.lineage,
@@ -162,7 +176,9 @@ class AsyncTrajectoryStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's part of a checkpoint, of plain types. Every batch delivered so far counts as trained on."""
-        return self._former.state().to_dict()
+        state = msgspec.structs.replace(self._former.state(), marks=dict(self._marks))
+        self._saved_positions = state.positions
+        return state.to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; before the first batch and the first policy.
@@ -174,6 +190,8 @@ class AsyncTrajectoryStream:
             raise SettingsError("load_state_dict() after the first batch or policy: call it right after opening")
         self._restored = StreamState.from_dict(state, topic=self._log.topic, run_id=self.settings.run_id)
         self._former = self._new_former(self._restored)
+        self._marks = dict(self._restored.marks)
+        self._saved_positions = self._restored.positions
 
     async def commit(self) -> None:
         """Show the present positions as offsets of the consumer group; for dashboards, nothing starts from them."""
@@ -181,7 +199,7 @@ class AsyncTrajectoryStream:
 
     def stats(self) -> StreamStats:
         """Counters and sizes now."""
-        return self._former.stats()
+        return replace(self._former.stats(), retention_left=self._watch.left)
 
     def _new_former(self, state: StreamState | None) -> BatchFormer:
         awaits_evaluations = self._on_evaluation is not None
@@ -190,34 +208,35 @@ class AsyncTrajectoryStream:
     async def _begin(self) -> None:
         if self._has_begun:
             return
-        self._former.begin_at(await self._log.seek(self._former.read_to))
+        await self._seek()
         if not self.settings.is_observer:
             await self._start_trainer()
+        self._watch.begin()
         self._has_begun = True
+
+    async def _seek(self) -> None:
+        restored, beginnings = self._restored, await self._log.beginning_offsets()
+        if restored is not None:
+            starts = await self._log.seek(restored.starts(beginnings), read_before=restored.read_to)
+        else:
+            starts = await self._log.seek({})
+            cut = {partition: offset for partition, offset in starts.items() if offset > 0}
+            if cut:
+                logger.warning(
+                    "%s begins at offsets %s: older trajectories are deleted, and groups whose members were among them "
+                    "stay incomplete until their deadline (%.0f s)",
+                    self._log.topic,
+                    cut,
+                    self.settings.group_deadline_s,
+                )
+        self._former.begin_at(starts)
 
     async def _start_trainer(self) -> None:
         restored = self._restored
-        start = TrainerStart(
-            trainer_id=self.settings.trainer_id,
-            parent_lineage=restored.lineage if restored else None,
-            parent_version=restored.version if restored else None,
-            started_at=time.time(),
-        )
-        place = await self._publisher.publish(start, key=control_key(start), deadline_s=PUBLISH_DEADLINE_S)
-        self._former.open_lineage(place.offset, is_restored=restored is not None)
-        if restored is not None and restored.policy is not None:
-            try:
-                await announce_policy(
-                    self._publisher, lineage=place.offset, version=restored.version, policy=restored.policy
-                )
-            except PolicyFilesError as error:
-                self._former.forget_policy()
-                logger.warning(
-                    "%s: the policy of the checkpoint (version %d) cannot be announced, workers stay on the abandoned "
-                    "one; publish the restored weights under the same version",
-                    error,
-                    restored.version,
-                )
+        lineage = await self._announcements.start(restored)
+        self._former.open_lineage(lineage, is_restored=restored is not None)
+        if restored is not None and not await self._announcements.renew_policy(restored, lineage):
+            self._former.forget_policy()
 
     def _hear(self) -> None:
         """Take over what `control` says."""
@@ -239,32 +258,9 @@ class AsyncTrajectoryStream:
         if policy[0].version != self._former.version:
             self._former.follow(self._former.ancestry, policy[0].version)
 
-    def _check_not_succeeded(self) -> None:
-        newest = self._control.latest(TrainerStart)
-        if newest is not None and newest[1] > self._former.lineage:
-            raise SettingsError(
-                f"trainer {newest[0].trainer_id!r} has started after this one on the same topics, and workers follow "
-                "the newest: stop one of them, give it a prefix of its own, or open it with is_observer=True"
-            )
-
     async def _tell(self) -> None:
-        """Tell producers how far they may go, if that has changed."""
-        stats = self._former.stats()
-        dropped = stats.stale_dropped + stats.failed_dropped + stats.zero_variance_dropped + stats.lost
-        news = (stats.version, stats.groups_consumed, dropped, stats.emit_limit)
-        if self.settings.is_observer or news == self._told:
-            return
-        progress = TrainerProgress(
-            trainer_id=self.settings.trainer_id,
-            lineage=stats.lineage,
-            version=stats.version,
-            groups_consumed=stats.groups_consumed,
-            groups_dropped=dropped,
-            emit_limit=stats.emit_limit,
-            updated_at=time.time(),
-        )
-        await self._publisher.publish(progress, key=control_key(progress), deadline_s=PUBLISH_DEADLINE_S)
-        self._told = news
+        if not self.settings.is_observer:
+            await self._announcements.tell(self._former.stats())
 
     def _hand_over_evaluations(self) -> None:
         for group in self._former.take_evaluations():
@@ -286,16 +282,30 @@ class AsyncTrajectoryStream:
         await asyncio.sleep(0)
 
     async def _add(self, record: Record) -> None:
+        if self._restored is not None and self._restored.is_of_other_log(
+            record.partition, record.offset, record.timestamp
+        ):
+            sign = f"record {record.offset} is another one than before the checkpoint"
+            raise DataLossError(made_anew(self._log.topic, record.partition, sign))
         try:
             trajectory = decode_record(record, Trajectory)
             self._former.add(trajectory, record.partition, record.offset, time.monotonic())
         except InvalidMessageError as error:
             await self._bury(record, error)
+        if self._former.is_new(record.partition, record.offset):
+            self._marks[record.partition] = record.timestamp
+        self._sizes.count(record)
+
+    def _standing(self) -> Standing:
+        """What is needed: by this trainer, and by the one that would go on from the newest checkpoint."""
+        state = self._former.state()
+        needed = {p: min(offset, self._saved_positions.get(p, offset)) for p, offset in state.positions.items()}
+        return Standing(needed, self._former.read_to, self._sizes.bytes_each)
 
     async def _bury(self, record: Record, error: InvalidMessageError) -> None:
         logger.error("%s cannot be used: %s", record_place(record), error)
         if self._former.is_new(record.partition, record.offset) and not self.settings.is_observer:
-            await self._dead_letters.bury(record, error)
+            await self._dead_letters.bury(record, error, deadline_s=PUBLISH_DEADLINE_S)
         self._former.skip(record.partition, record.offset)
 
     async def _expire(self) -> None:

@@ -52,6 +52,7 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
         topic: full name of the trajectories topic.
         positions: per partition, the offset to read from again.
         read_to: per partition, the offset up to which records are counted.
+        marks: per partition, the timestamp (ms) of the record before ``read_to``, to know the log by.
         closed: per run, ``[start, end)`` intervals of closed group indices.
         version: of the policy; ``lineage`` is what it was published under, ``forks`` how that lineage came to be.
         policy: files of that version; None if none was published.
@@ -67,7 +68,25 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     forks: list[tuple[int, int]]
     policy: PublishedPolicy | None
     counts: Counts
+    marks: dict[int, int] = msgspec.field(default_factory=dict[int, int])
     format: int = FORMAT
+
+    def starts(self, beginnings: Mapping[int, int]) -> dict[int, int]:
+        """Where to begin to read: at the positions, or one record before where that one is the first to have a mark."""
+        return {
+            partition: position - 1
+            if position == self.read_to[partition]
+            and partition in self.marks
+            and position > beginnings.get(partition, 0)
+            else position
+            for partition, position in self.positions.items()
+        }
+
+    def is_of_other_log(self, partition: int, offset: int, timestamp_ms: int) -> bool:
+        """Whether this record shows that the topic was made anew since the checkpoint."""
+        return (
+            partition in self.marks and offset == self.read_to[partition] - 1 and timestamp_ms != self.marks[partition]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers: fit for ``torch.save``, JSON and pickle."""
@@ -114,6 +133,8 @@ class StreamStats:
         mean_staleness: mean over delivered trajectories; 0.0 while there is none.
         groups_open: groups that wait for members now.
         groups_ready: complete groups that wait for a batch now.
+        retention_left: share of the retention of `trajectories` that is left to the oldest record still needed, by the
+            trainer or by its newest checkpoint, 0.0 … 1.0; None: nothing is at stake, or it is not known yet.
     """
 
     consumed: int
@@ -136,3 +157,4 @@ class StreamStats:
     version: int
     lineage: int
     emit_limit: int
+    retention_left: float | None = None

@@ -1,0 +1,83 @@
+"""What a trainer says on `control`: that it has started, which policy is its newest, how far producers may go."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from rollstream.schemas.control import TrainerProgress, TrainerStart
+from rollstream.schemas.errors import PolicyFilesError, SettingsError
+from rollstream.trainers.policies import PUBLISH_DEADLINE_S, announce_policy
+from rollstream.trainers.stream_state import StreamState, StreamStats
+from rollstream.transport.control import ControlFollower, control_key
+from rollstream.transport.publisher import Publisher
+
+logger = logging.getLogger(__name__)
+
+
+class Announcements:
+    """Of one trainer. Every call returns after the broker's acknowledgement and may be repeated."""
+
+    def __init__(self, publisher: Publisher, control: ControlFollower, trainer_id: str) -> None:
+        self._publisher = publisher
+        self._control = control
+        self._trainer_id = trainer_id
+        self._told: tuple[int, int, int, int] | None = None
+
+    async def start(self, restored: StreamState | None) -> int:
+        """Say that the trainer begins, or goes on from a checkpoint; returns its lineage."""
+        start = TrainerStart(
+            trainer_id=self._trainer_id,
+            parent_lineage=restored.lineage if restored else None,
+            parent_version=restored.version if restored else None,
+            started_at=time.time(),
+        )
+        place = await self._publisher.publish(start, key=control_key(start), deadline_s=PUBLISH_DEADLINE_S)
+        return place.offset
+
+    async def renew_policy(self, restored: StreamState, lineage: int) -> bool:
+        """Announce the policy of a checkpoint under the new lineage; False if its files are gone."""
+        if restored.policy is None:
+            return True
+        try:
+            await announce_policy(self._publisher, lineage=lineage, version=restored.version, policy=restored.policy)
+        except PolicyFilesError as error:
+            logger.warning(
+                "%s: the policy of the checkpoint (version %d) cannot be announced, workers stay on the abandoned one; "
+                "publish the restored weights under the same version",
+                error,
+                restored.version,
+            )
+            return False
+        return True
+
+    async def tell(self, stats: StreamStats) -> None:
+        """Tell producers how far they may go, if that has changed."""
+        dropped = stats.stale_dropped + stats.failed_dropped + stats.zero_variance_dropped + stats.lost
+        news = (stats.version, stats.groups_consumed, dropped, stats.emit_limit)
+        if news == self._told:
+            return
+        progress = TrainerProgress(
+            trainer_id=self._trainer_id,
+            lineage=stats.lineage,
+            version=stats.version,
+            groups_consumed=stats.groups_consumed,
+            groups_dropped=dropped,
+            emit_limit=stats.emit_limit,
+            updated_at=time.time(),
+        )
+        await self._publisher.publish(progress, key=control_key(progress), deadline_s=PUBLISH_DEADLINE_S)
+        self._told = news
+
+    def check_not_succeeded(self, lineage: int) -> None:
+        """Refuse to go on beside a trainer that has started later.
+
+        Raises:
+            SettingsError: there is one.
+        """
+        newest = self._control.latest(TrainerStart)
+        if newest is not None and newest[1] > lineage:
+            raise SettingsError(
+                f"trainer {newest[0].trainer_id!r} has started after this one on the same topics, and workers follow "
+                "the newest: stop one of them, give it a prefix of its own, or open it with is_observer=True"
+            )
