@@ -1,0 +1,144 @@
+"""What killed and frozen workers cost: generations begun again, and the time until somebody goes on. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from evidence import Begun, Injury
+
+HARMLESS = frozenset({"slow_link"})
+"""After these a worker goes on by itself, and nobody else has to."""
+REORDERING_S = 0.05
+"""Clocks of two processes, and a line written just before its process died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """An episode that ran on a worker when that was hurt.
+
+    Attributes:
+        took_s: from the injury to the next sign of life of the episode: a generation begun by another process, or its
+            trajectory; None: none came.
+        is_clean: nothing else was hurt in between that could have held it up.
+    """
+
+    trajectory_id: str
+    injury: Injury
+    took_s: float | None
+    is_clean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """A generation that was begun again.
+
+    Attributes:
+        in_a_row: how many of the episode were begun again since it last changed hands, this one included.
+        is_fair: it was the one that was running, and its process was hurt or another one has taken the episode over.
+    """
+
+    trajectory_id: str
+    generation: Begun
+    in_a_row: int
+    is_fair: bool
+
+
+def find_takeovers(
+    begun: Iterable[Begun], published: Mapping[str, float], injuries: Sequence[Injury], disturbances: Sequence[Injury]
+) -> list[Takeover]:
+    """For every injury of a rollout worker the episodes it ran then, and when each went on.
+
+    Args:
+        begun: all generations.
+        published: moment of the first trajectory, by id.
+        injuries: those of rollout workers.
+        disturbances: everything that was hurt; what overlaps a takeover makes it unclean.
+    """
+    episodes = by_episode(begun)
+    running: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for episode, generations in episodes.items():
+        for generation in generations:
+            running[generation.process].add(episode)
+    takeovers: list[Takeover] = []
+    for injury in injuries:
+        for episode in sorted(running[injury.worker, injury.pid]):
+            went_on_at = _went_on_at(episodes[episode], published.get(episode), injury)
+            if went_on_at is not None:
+                takeovers.append(_takeover(episode, injury, went_on_at, disturbances))
+    return takeovers
+
+
+def _went_on_at(generations: Sequence[Begun], published_at: float | None, injury: Injury) -> float | None:
+    """When the episode went on after the injury; None if it did not run there then, infinity if it never did."""
+    before = bisect_right(generations, injury.at, key=lambda generation: generation.at)
+    if before == 0 or generations[before - 1].process != (injury.worker, injury.pid):
+        return None
+    if published_at is not None and published_at <= injury.at + REORDERING_S:
+        return None
+    later = [generation.at for generation in generations[before:]]
+    if published_at is not None:
+        later.append(published_at)
+    return min(later, default=float("inf"))
+
+
+def _takeover(episode: str, injury: Injury, went_on_at: float, disturbances: Sequence[Injury]) -> Takeover:
+    return Takeover(
+        trajectory_id=episode,
+        injury=injury,
+        took_s=None if went_on_at == float("inf") else went_on_at - injury.at,
+        is_clean=not any(
+            other is not injury and other.at < went_on_at and other.until > injury.at for other in disturbances
+        ),
+    )
+
+
+def find_repetitions(begun: Iterable[Begun], moments: Sequence[float]) -> list[Repetition]:
+    """Every generation that was begun again.
+
+    Args:
+        begun: all generations.
+        moments: ascending; when a partition may have left a process and come back: something was hurt or healed.
+    """
+    return [
+        repetition for generations in by_episode(begun).values() for repetition in _repetitions(generations, moments)
+    ]
+
+
+def _repetitions(generations: Sequence[Begun], moments: Sequence[float]) -> list[Repetition]:
+    found: list[Repetition] = []
+    seen: dict[tuple[int, str], Begun] = {}
+    newest: dict[tuple[int, str], str] = {}
+    in_a_row = 0
+    for generation in generations:
+        key, lane = (generation.attempt, generation.path), (generation.attempt, lane_of(generation.path))
+        last = seen.get(key)
+        if last is not None:
+            changed_hands = last.process != generation.process or _any_between(moments, last.at, generation.at)
+            is_fair = changed_hands and newest[lane] == generation.path
+            in_a_row = 1 if is_fair else in_a_row + 1
+            found.append(Repetition(generation.trajectory_id, generation, in_a_row, is_fair))
+        seen[key] = generation
+        newest[lane] = generation.path
+    return found
+
+
+def _any_between(moments: Sequence[float], start: float, stop: float) -> bool:
+    return bisect_right(moments, start) < bisect_right(moments, stop)
+
+
+def by_episode(begun: Iterable[Begun]) -> dict[str, list[Begun]]:
+    """Generations by trajectory id, in order of time."""
+    episodes: dict[str, list[Begun]] = defaultdict(list)
+    for generation in begun:
+        episodes[generation.trajectory_id].append(generation)
+    for generations in episodes.values():
+        generations.sort(key=lambda generation: generation.at)
+    return episodes
+
+
+def lane_of(path: str) -> str:
+    """The lane of an effect: ``3.0`` for ``3.0.1``, none for ``3``."""
+    return path.rpartition(".")[0]

@@ -1,0 +1,298 @@
+"""From what was seen to what was kept and what was broken. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from evidence import Evidence, Injury, TrajectorySeen
+from takeovers import HARMLESS, find_repetitions, find_takeovers
+
+TAKEOVER_GRACE_S = 3.0
+"""Allowed for a takeover beyond the session time-out."""
+RECOVERED_SHARE = 0.8
+RATE_WINDOW_S = 5.0
+EXAMPLES = 3
+DEATHS = frozenset({"kill", "kill_replaced", "term_twice", "crash"})
+"""Injuries after which a worker is gone at once: their takeover times are what the bar is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The result of a run; times in seconds, rates in trajectories per second.
+
+    Attributes:
+        kills: injuries by role and kind; ``processes_killed`` of them ended a process at once.
+        lost: tasks without a trajectory.
+        untrained: trainable trajectories that never reached the trainer.
+        trained_twice: further appearances of a trajectory in the trainer's ledger.
+        trained_unequal: trained trajectories that are not the first record with their id.
+        trained_out_of_order: whether the ledger's order is not that of an unkilled reader.
+        unequal_copies: records that differ from the first one with their id.
+        broken_histories: completed or cut episodes whose tool answers are not the history of their own calls.
+        episodes_hit: pairs of an injury and an episode that ran on the injured worker.
+        generations_repeated_max: most generations of one episode begun again each time it changed hands.
+        generations_repeated_mean: generations begun again per episode hit.
+        generations_repeated_unfair: begun again though they were not the one that was running, or nothing was hurt.
+        takeover_s_*: from a worker's death to the next sign of life of its episodes; ``clean``: nothing else was hurt
+            meanwhile.
+        recovery_s: from the end of the last fault until the rate is nearly what it was; null: not within the run.
+        left_late: processes that took longer to leave than they were allowed.
+        broken: promises that were broken, in words. Empty: none.
+    """
+
+    seed: int
+    engine: str
+    minutes: float
+    kills: dict[str, dict[str, int]]
+    injuries: int
+    processes_killed: int
+    crashes: int
+    tasks: int
+    episodes: int
+    completed: int
+    failed: int
+    truncated: int
+    aborted: int
+    lost: int
+    untrained: int
+    trained: int
+    trained_twice: int
+    trained_unequal: int
+    trained_out_of_order: bool
+    copies: int
+    unequal_copies: int
+    broken_histories: int
+    generations: int
+    episodes_hit: int
+    generations_repeated: int
+    generations_repeated_max: int
+    generations_repeated_mean: float
+    generations_repeated_unfair: int
+    session_timeout_s: float
+    takeover_s_p50: float | None
+    takeover_s_p99: float | None
+    takeover_s_max: float | None
+    takeover_clean: int
+    takeover_clean_s_p50: float | None
+    takeover_clean_s_p99: float | None
+    takeover_clean_s_max: float | None
+    throughput_before: float
+    throughput_during: float
+    throughput_after: float
+    recovery_s: float | None
+    left_late: int
+    dead_letters: dict[str, int]
+    broken: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def judge(evidence: Evidence, *, seed: int, engine: str, session_timeout_s: float) -> Report:
+    """Weigh the evidence of a run."""
+    first = first_records(evidence.trajectories)
+    statuses = Counter(record.status for record in first.values())
+    tasks = {task.trajectory_id for task in evidence.tasks}
+    lost = sorted(tasks - first.keys())
+    unequal = [r.trajectory_id for r in evidence.trajectories if r.digest != first[r.trajectory_id].digest]
+    histories = [f"{r.trajectory_id}: {r.broken_history}" for r in first.values() if r.broken_history is not None]
+    training = _Training.of(evidence, first)
+    cost = _Cost.of(evidence, first, session_timeout_s)
+    phases = evidence.phases
+    ended = sorted(record.at for record in first.values())
+    before = rate(ended, phases.began, phases.hurt)
+    broken = [
+        *_complaint(lost, "tasks have no trajectory"),
+        *_complaint(unequal, "records differ from the first one with their id"),
+        *_complaint(histories, "episodes were shown another history of their tools than their own calls"),
+        *training.complaints(),
+        *cost.complaints(),
+    ]
+    return Report(
+        seed=seed,
+        engine=engine,
+        minutes=round((phases.ended - phases.began) / 60, 2),
+        kills=_by_role_and_kind(evidence.injuries),
+        injuries=len(evidence.injuries),
+        processes_killed=sum(injury.killed for injury in evidence.injuries),
+        crashes=sum(injury.kind == "crash" for injury in evidence.injuries),
+        tasks=len(tasks),
+        episodes=len(first),
+        completed=statuses["completed"],
+        failed=statuses["failed"],
+        truncated=statuses["truncated"],
+        aborted=statuses["aborted"],
+        lost=len(lost),
+        untrained=len(training.missing),
+        trained=len(evidence.ledger),
+        trained_twice=len(training.twice),
+        trained_unequal=len(training.unequal),
+        trained_out_of_order=training.is_out_of_order,
+        copies=len(evidence.trajectories) - len(first),
+        unequal_copies=len(unequal),
+        broken_histories=len(histories),
+        generations=len(evidence.begun),
+        episodes_hit=cost.episodes_hit,
+        generations_repeated=cost.repeated,
+        generations_repeated_max=cost.repeated_max,
+        generations_repeated_mean=round(cost.repeated / max(1, cost.episodes_hit), 3),
+        generations_repeated_unfair=len(cost.unfair),
+        session_timeout_s=session_timeout_s,
+        takeover_s_p50=quantile(cost.takeovers, 0.5),
+        takeover_s_p99=quantile(cost.takeovers, 0.99),
+        takeover_s_max=quantile(cost.takeovers, 1.0),
+        takeover_clean=len(cost.clean_takeovers),
+        takeover_clean_s_p50=quantile(cost.clean_takeovers, 0.5),
+        takeover_clean_s_p99=quantile(cost.clean_takeovers, 0.99),
+        takeover_clean_s_max=quantile(cost.clean_takeovers, 1.0),
+        throughput_before=round(before, 2),
+        throughput_during=round(rate(ended, phases.hurt, phases.healed), 2),
+        throughput_after=round(rate(ended, phases.healed, phases.ended), 2),
+        recovery_s=recovery_s(ended, before, phases.healed, phases.ended),
+        left_late=sum(injury.late_s > 0 for injury in evidence.injuries),
+        dead_letters=dict(evidence.dead_letters),
+        broken=broken,
+    )
+
+
+def first_records(trajectories: Iterable[TrajectorySeen]) -> dict[str, TrajectorySeen]:
+    """The record that counts, by trajectory id."""
+    first: dict[str, TrajectorySeen] = {}
+    for record in trajectories:
+        first.setdefault(record.trajectory_id, record)
+    return first
+
+
+def order_of_an_unkilled_reader(trajectories: Iterable[TrajectorySeen]) -> list[str]:
+    """Trainable trajectories as a trainer gets them that takes one group at a time and reads the one partition once.
+
+    A group is taken when its last member has come; members come by their number.
+    """
+    members: dict[int, dict[int, TrajectorySeen]] = defaultdict(dict)
+    ordered: list[str] = []
+    for record in trajectories:
+        group = members[record.group_index]
+        if record.member_index in group:
+            continue
+        group[record.member_index] = record
+        if len(group) == record.group_size:
+            ordered += [group[index].trajectory_id for index in sorted(group) if group[index].is_trainable]
+    return ordered
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """The ledger against the log."""
+
+    missing: list[str]
+    twice: list[str]
+    unequal: list[str]
+    is_out_of_order: bool
+
+    @classmethod
+    def of(cls, evidence: Evidence, first: Mapping[str, TrajectorySeen]) -> _Training:
+        """Compare."""
+        trained = [entry.trajectory_id for entry in evidence.ledger]
+        expected = order_of_an_unkilled_reader(evidence.trajectories)
+        known = {record.trajectory_id: record.fingerprint for record in first.values()}
+        return cls(
+            missing=sorted(set(expected) - set(trained)),
+            twice=[each for each, times in Counter(trained).items() for _ in range(times - 1)],
+            unequal=[e.trajectory_id for e in evidence.ledger if known.get(e.trajectory_id) != e.fingerprint],
+            is_out_of_order=list(dict.fromkeys(trained)) != [each for each in expected if each in set(trained)],
+        )
+
+    def complaints(self) -> list[str]:
+        """What is broken."""
+        return [
+            *_complaint(self.missing, "trajectories were never trained on"),
+            *_complaint(self.twice, "trajectories were trained on again"),
+            *_complaint(self.unequal, "trained trajectories are not the first record with their id"),
+            *(["the order of training is not that of an unkilled reader"] if self.is_out_of_order else []),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """What the injuries of rollout workers cost."""
+
+    episodes_hit: int
+    repeated: int
+    repeated_max: int
+    unfair: list[str]
+    takeovers: list[float]
+    clean_takeovers: list[float]
+
+    @classmethod
+    def of(cls, evidence: Evidence, first: Mapping[str, TrajectorySeen], session_timeout_s: float) -> _Cost:
+        """Count."""
+        injuries = [i for i in evidence.injuries if i.role == "rollout-worker" and i.kind not in HARMLESS]
+        published = {each: record.at for each, record in first.items()}
+        takeovers = find_takeovers(evidence.begun, published, injuries, evidence.injuries)
+        repetitions = find_repetitions(evidence.begun, _moments(evidence.injuries, session_timeout_s))
+        deaths = [t for t in takeovers if t.injury.kind in DEATHS]
+        return cls(
+            episodes_hit=len(takeovers),
+            repeated=len(repetitions),
+            repeated_max=max((each.in_a_row for each in repetitions), default=0),
+            unfair=[
+                f"{each.trajectory_id}: {each.generation.path!r} of attempt {each.generation.attempt} on "
+                f"{each.generation.worker} at {each.generation.at:.3f}"
+                for each in repetitions
+                if not each.is_fair
+            ],
+            takeovers=[t.took_s for t in deaths if t.took_s is not None],
+            clean_takeovers=[t.took_s for t in deaths if t.took_s is not None and t.is_clean],
+        )
+
+    def complaints(self) -> list[str]:
+        """What is broken."""
+        return _complaint(self.unfair, "finished generations, or undisturbed ones, were begun again")
+
+
+def _moments(injuries: Iterable[Injury], session_timeout_s: float) -> list[float]:
+    """When partitions may have moved: a member was hurt, came back, or its session ran out."""
+    return sorted(
+        moment
+        for injury in injuries
+        if injury.role in {"rollout-worker", "broker"}
+        for moment in (injury.at, injury.until, injury.at + session_timeout_s)
+    )
+
+
+def rate(ended: Sequence[float], start: float, stop: float) -> float:
+    """Trajectories per second in a span of time."""
+    return sum(start <= at < stop for at in ended) / max(1e-9, stop - start)
+
+
+def recovery_s(ended: Sequence[float], before: float, healed: float, stop: float) -> float | None:
+    """Seconds from ``healed`` to the first window of time with nearly the rate of before; None: there is none."""
+    for start in (healed, *(at for at in ended if at >= healed)):
+        if start + RATE_WINDOW_S > stop:
+            break
+        if rate(ended, start, start + RATE_WINDOW_S) >= RECOVERED_SHARE * before:
+            return round(start - healed, 2)
+    return None
+
+
+def quantile(values: Sequence[float], share: float) -> float | None:
+    """The smallest value that at least ``share`` of the values do not exceed; None of nothing."""
+    if not values:
+        return None
+    return round(sorted(values)[max(0, math.ceil(share * len(values)) - 1)], 2)
+
+
+def _by_role_and_kind(injuries: Iterable[Injury]) -> dict[str, dict[str, int]]:
+    counted: dict[str, Counter[str]] = defaultdict(Counter)
+    for injury in injuries:
+        counted[injury.role][injury.kind] += 1
+    return {role: dict(sorted(kinds.items())) for role, kinds in sorted(counted.items())}
+
+
+def _complaint(found: Sequence[str], what: str) -> list[str]:
+    return [f"{len(found)} {what}, e.g. {'; '.join(found[:EXAMPLES])}"] if found else []
