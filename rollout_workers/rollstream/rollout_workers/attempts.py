@@ -1,36 +1,23 @@
-"""From a task to its trajectory: attempts, retries within the budgets, the reward, the ending.
-
-Invariant: every task ends in exactly one terminal trajectory; infrastructure failures are retried or end as ``failed``
-with no reward, never as data.
-"""
+"""One attempt at a task: the agent, its limits, its reward."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
 
-from rollstream.rollout_workers import metrics
 from rollstream.rollout_workers.agents import find_agent
-from rollstream.rollout_workers.budgets import AttemptBudgets, AttemptHistory, failure_kind
-from rollstream.rollout_workers.effects import EffectLog, MemoryEffectLog
-from rollstream.rollout_workers.episode import AttemptIdentity, Episode, EpisodeCut, EpisodeServices
+from rollstream.rollout_workers.effects import AttemptIdentity, EffectLog
+from rollstream.rollout_workers.episode import Episode, EpisodeServices
+from rollstream.rollout_workers.episode_limits import EpisodeCut
 from rollstream.rollout_workers.rewards import RewardInput, RewardResult, score
-from rollstream.rollout_workers.trajectory_assembly import Ending, EpisodeTimes, WorkerFacts, assemble
-from rollstream.schemas.errors import DataError, EngineDeadError, TransientError
+from rollstream.rollout_workers.trajectory_assembly import Ending
+from rollstream.schemas.errors import TransientError, single_errors
 from rollstream.schemas.tasks import RolloutTask
-from rollstream.schemas.trajectories import Trajectory, TrajectoryError
-
-logger = logging.getLogger(__name__)
 
 STUCK_MARGIN_S = 300.0
 """An attempt this much over its wall clock is stuck in infrastructure, not slow: it is cut and retried."""
-
-StartAttempt = Callable[[int], Awaitable[int]]
-"""Journals the start of the n-th attempt before anything touches the task's body, and returns its birth."""
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -41,43 +28,18 @@ class Score(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class TaskRunner:
-    """Runs one task to its end. Shared by all episodes of a worker; holds no state of any."""
+class AttemptRunner:
+    """Shared by all episodes of a worker; holds no state of any."""
 
     services: EpisodeServices
-    facts: WorkerFacts
-    budgets: AttemptBudgets
-    new_log: Callable[[], EffectLog] = MemoryEffectLog
-    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
-    async def run(self, task: RolloutTask, start_attempt: StartAttempt) -> Trajectory:
-        """The task's trajectory, whatever happens. Only cancellation and a dead engine leave without one.
+    async def run(self, task: RolloutTask, identity: AttemptIdentity, log: EffectLog) -> tuple[Episode, Ending]:
+        """Run the agent to its end, on what the journal holds and then for real.
 
         Raises:
-            EngineDeadError: no episode of this worker can go on; another worker begins the task again.
+            AttemptOverError, WorkerLeavingError, EngineDeadError: the attempt goes on elsewhere or not at all.
+            Exception: the attempt has failed; ``failure_kind`` says whose fault it is.
         """
-        started_at = self.services.clock()
-        history = AttemptHistory()
-        while True:
-            identity = AttemptIdentity(history.next_attempt, await start_attempt(history.next_attempt))
-            try:
-                episode, ending = await self._attempt(task, identity)
-            except EngineDeadError:
-                raise
-            except Exception as error:
-                kind = failure_kind(error)
-                history = history.after(kind)
-                metrics.FAILED_ATTEMPTS.labels(kind).inc()
-                logger.warning("attempt %d failed (%s): %r", identity.attempt, kind, error)
-                if not history.is_spent(self.budgets):
-                    await self.pause(history.pause_s)
-                    continue
-                episode, ending = None, failed(error)
-            times = EpisodeTimes(started_at, self.services.clock())
-            return assemble(task, self.facts, identity, history, ending, times, episode)
-
-    async def _attempt(self, task: RolloutTask, identity: AttemptIdentity) -> tuple[Episode, Ending]:
-        log = self.new_log()
         episode = Episode(task, self.services, identity, log)
         run_agent = find_agent(task.agent)
         ending = Ending("completed", "stop")
@@ -91,32 +53,38 @@ class TaskRunner:
                 f"trajectory {task.trajectory_id!r} is {STUCK_MARGIN_S:.0f} s over its wall clock of "
                 f"{task.limits.wall_clock_s:.0f} s: something it waits for is stuck"
             ) from error
-        return episode, await self._scored(task, episode, ending, log)
-
-    async def _scored(self, task: RolloutTask, episode: Episode, ending: Ending, log: EffectLog) -> Ending:
-        if task.reward is None:
-            return ending
-        spec = task.reward
-
-        async def run() -> bytes:
-            result: RewardResult = await score(
-                spec,
-                RewardInput(
-                    final_text=episode.texts[-1] if episode.texts else "",
-                    turn_texts=tuple(episode.texts),
-                    tool_results=tuple(observation.content for observation in episode.observations),
-                ),
-            )
-            return msgspec.msgpack.encode(Score(result.reward, dict(result.components)))
-
-        payload = await log.perform("reward", spec.name.encode(), run)
-        scored = msgspec.msgpack.decode(payload, type=Score)
-        return Ending(ending.status, ending.stop_reason, scored.reward, scored.components)
+        except ExceptionGroup as failures:
+            ending = _ending_of_branches(failures, log)
+        if log.failure is not None:
+            raise log.failure
+        return episode, await _scored(task, episode, ending, log)
 
 
-def failed(error: Exception) -> Ending:
-    """The ending of a task whose budget is spent, or that cannot be run at all."""
-    reason = "infrastructure" if isinstance(error, TransientError) else "agent_error"
-    if isinstance(error, DataError):
-        reason = "invalid_task"
-    return Ending("failed", reason, error=TrajectoryError(type=type(error).__name__, message=str(error)[:2000]))
+def _ending_of_branches(failures: ExceptionGroup[Exception], log: EffectLog) -> Ending:
+    """Of an agent whose branches ran in a TaskGroup: what failed decides, else the first limit that was reached."""
+    errors = list(single_errors(failures))
+    cut = next((error for error in errors if isinstance(error, EpisodeCut)), None)
+    if log.failure is None and cut is not None and all(isinstance(error, EpisodeCut) for error in errors):
+        return Ending("truncated", cut.reason)
+    raise log.failure or next(error for error in errors if not isinstance(error, EpisodeCut))
+
+
+async def _scored(task: RolloutTask, episode: Episode, ending: Ending, log: EffectLog) -> Ending:
+    if task.reward is None:
+        return ending
+    spec = task.reward
+
+    async def run() -> bytes:
+        result: RewardResult = await score(
+            spec,
+            RewardInput(
+                final_text=episode.texts[-1] if episode.texts else "",
+                turn_texts=tuple(episode.texts),
+                tool_results=tuple(observation.content for observation in episode.observations),
+            ),
+        )
+        return msgspec.msgpack.encode(Score(result.reward, dict(result.components)))
+
+    payload, _ = await log.perform("reward", spec.name.encode(), run)
+    scored = msgspec.msgpack.decode(payload, type=Score)
+    return Ending(ending.status, ending.stop_reason, scored.reward, scored.components)

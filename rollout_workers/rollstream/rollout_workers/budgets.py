@@ -1,15 +1,18 @@
-"""How often an episode is begun again. Pure.
+"""How often a task is tried, and what is done for it next. Pure.
 
-Infrastructure failures (engine, session, time-outs of ours) and data failures (the agent raises, is not deterministic)
-have budgets of their own: a bad task must not eat five tries, a bad night must not fail a good task.
+Infrastructure failures (engine, session, time-outs of ours), data failures (the agent raises, is not deterministic) and
+starts after which the worker was never heard of again have budgets of their own: a bad task must not eat five tries, a
+bad night must not fail a good task, a poisonous task must not kill workers for ever.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from rollstream.schemas.errors import TransientError
+from rollstream.schemas.errors import DataError, RollstreamError, TransientError
+from rollstream.schemas.journal import AttemptFailure, TerminalRecord
+from rollstream.transport.journal.task_state import TaskState
 
 FailureKind = Literal["infrastructure", "data"]
 
@@ -17,44 +20,107 @@ FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 15.0
 
 
+class PoisonousTaskError(RollstreamError):
+    """The workers that began the task were never heard of again, too often."""
+
+
 @dataclass(frozen=True, slots=True)
 class AttemptBudgets:
-    """Failed attempts a task may have before it ends as ``failed``."""
+    """How much of each a task may have before it ends as ``failed``."""
 
     infra: int = 5
     data: int = 2
+    crashes: int = 5
+    """Starts and resumptions in a row after which nothing more was heard."""
+    suspect_after: int = 2
+    """So many of them make a task a suspect: it runs when no other suspect does."""
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptHistory:
-    """What has gone wrong so far with one task."""
+class Finished:
+    """Nothing is left to do."""
 
-    infra: int = 0
-    data: int = 0
 
-    @property
-    def next_attempt(self) -> int:
-        """1 for the first."""
-        return self.infra + self.data + 1
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """It is decided how the task ends: let everybody know."""
 
-    def after(self, kind: FailureKind) -> AttemptHistory:
-        """The history with one more failure."""
-        if kind == "infrastructure":
-            return replace(self, infra=self.infra + 1)
-        return replace(self, data=self.data + 1)
+    end: TerminalRecord
 
-    def is_spent(self, budgets: AttemptBudgets) -> bool:
-        """Whether the task ends as ``failed`` now."""
-        return self.infra >= budgets.infra or self.data >= budgets.data
 
-    @property
-    def pause_s(self) -> float:
-        """How long to wait before the next attempt: doubles with every infrastructure failure."""
-        if self.infra == 0:
-            return 0.0
-        return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (self.infra - 1))
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Even saying that the task has failed has killed workers: leave it, without another look at its body."""
+
+    failure: AttemptFailure
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """A budget is spent: the task ends as ``failed``."""
+
+    failure: AttemptFailure
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Begin an attempt, or go on with it, ``pause_s`` from now."""
+
+    attempt: int
+    is_suspect: bool
+    pause_s: float
+
+
+Step = Finished | Publish | Abandon | GiveUp | Begin
+
+
+def next_step(state: TaskState | None, budgets: AttemptBudgets) -> Step:
+    """What the journal says must be done for a task."""
+    if state is None:
+        return Begin(attempt=1, is_suspect=False, pause_s=0.0)
+    if state.is_done:
+        return Finished()
+    if state.end is not None:
+        return Publish(state.end)
+    unclean = state.unclean
+    if unclean > budgets.crashes:
+        return Abandon(_poisonous(unclean))
+    if unclean == budgets.crashes:
+        return GiveUp(_poisonous(unclean), state.attempt)
+    if state.failure is not None and (state.infra >= budgets.infra or state.data >= budgets.data):
+        return GiveUp(state.failure, state.attempt)
+    return Begin(
+        attempt=state.attempt,
+        is_suspect=unclean >= budgets.suspect_after,
+        pause_s=pause_s(state.infra) if state.birth is None else 0.0,
+    )
+
+
+def _poisonous(unclean: int) -> AttemptFailure:
+    return AttemptFailure(
+        kind="infrastructure",
+        type=PoisonousTaskError.__name__,
+        message=f"{unclean} workers in a row began the task and were never heard of again: it kills them, or they "
+        "were killed",
+    )
+
+
+def pause_s(infra: int) -> float:
+    """How long to wait before a fresh attempt: doubles with every infrastructure failure."""
+    return 0.0 if infra == 0 else min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (infra - 1))
 
 
 def failure_kind(error: Exception) -> FailureKind:
     """Infrastructure says so by its type; whatever else an agent lets escape is its own doing."""
     return "infrastructure" if isinstance(error, TransientError) else "data"
+
+
+def stop_reason(failure: AttemptFailure) -> Literal["infrastructure", "agent_error", "invalid_task"]:
+    """Of a task that ends as ``failed``."""
+    if failure.kind == "infrastructure":
+        return "infrastructure"
+    return "invalid_task" if failure.type in _TASK_ERRORS else "agent_error"
+
+
+_TASK_ERRORS = frozenset({DataError.__name__})

@@ -1,8 +1,8 @@
 """An episode as its agent sees it: generate, call tools, and nothing else reaches the outside.
 
-Invariants: tokens are appended once and never rewritten; every effect is numbered and goes through the effect log; a
-limit cuts the episode between effects, never inside a recorded one; infrastructure failures leave as TransientError
-and never become text.
+Invariants: tokens are appended once and never rewritten; every effect is numbered and goes through the effect log; what
+depends on this process (its clock, its memory, its model's context) cuts an episode only where the journal ends, never
+during replay; infrastructure failures leave as TransientError and never become text.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 from rollstream.rollout_workers.chat_format import ChatFormat
-from rollstream.rollout_workers.effects import EffectLog, EffectSequence
+from rollstream.rollout_workers.effects import AttemptIdentity, EffectLog, EffectSequence
 from rollstream.rollout_workers.engine import Engine
+from rollstream.rollout_workers.episode_limits import EpisodeCut
+from rollstream.rollout_workers.generation_log import OnGeneration, unheard
 from rollstream.rollout_workers.sample_building import RecordedGeneration, SampleBuilder, TurnOutcome
 from rollstream.rollout_workers.tool_calling import (
     Observation,
@@ -27,17 +28,7 @@ from rollstream.rollout_workers.tool_calling import (
     deciding_failure,
 )
 from rollstream.schemas.errors import DataError
-from rollstream.schemas.tasks import RolloutTask
-
-CutReason = Literal["max_turns", "max_tokens", "context_length", "wall_clock", "malformed"]
-
-
-class EpisodeCut(Exception):
-    """A limit was reached: the episode ends as ``truncated``. Agents let it pass."""
-
-    def __init__(self, reason: CutReason) -> None:
-        super().__init__(reason)
-        self.reason: CutReason = reason
+from rollstream.schemas.tasks import ChatMessage, RolloutTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,37 +48,65 @@ class EpisodeServices:
     tools: ToolCaller
     clock: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
+    on_generation: OnGeneration = unheard
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptIdentity:
-    """Which attempt this is. ``birth``: journal offset of its first start; session and call ids are built on it."""
+class _Shared:
+    """What the lanes of one attempt have in common."""
 
-    attempt: int
-    birth: int
+    task: RolloutTask
+    services: EpisodeServices
+    identity: AttemptIdentity
+    log: EffectLog
+    lanes: list[Episode] = field(default_factory=list["Episode"])
 
 
 class Episode:
     """One attempt at a task. Made by the worker, used by an agent.
 
     Raises:
-        DataError: the prompt does not fit the model or cannot be rendered.
+        DataError: the prompt cannot be rendered.
     """
 
     def __init__(self, task: RolloutTask, services: EpisodeServices, identity: AttemptIdentity, log: EffectLog) -> None:
-        self.task = task
-        self.random = random.Random(f"{task.trajectory_id}/{identity.attempt}")
+        prompt_ids = services.chat.render_prompt(task.messages, task.tools)
+        self._open(_Shared(task, services, identity, log), lane="", prompt_ids=prompt_ids, parent=None)
+
+    def _open(self, shared: _Shared, *, lane: str, prompt_ids: Sequence[int], parent: Episode | None) -> None:
+        self.task = shared.task
+        self.random = random.Random(f"{shared.task.trajectory_id}/{shared.identity.attempt}/{lane}")
         """Deterministic on replay: the only source of randomness for an agent."""
-        self._services = services
-        self._identity = identity
-        self._effects = EffectSequence(log)
-        self._sample = SampleBuilder(self._render_prompt())
-        self._tools = ToolCalls(task, identity.birth, services.tools, clock=services.clock)
-        self._last_ids: list[int] = []
+        self._shared = shared
+        self._services = shared.services
+        self._parent = parent
+        self._effects = EffectSequence(shared.log, lane)
+        self._sample = SampleBuilder(prompt_ids)
+        self._tools = ToolCalls(
+            shared.task, shared.identity.birth, shared.services.tools, lane=lane, clock=shared.services.clock
+        )
+        self._last_ids: list[int] = list(parent._last_ids) if parent is not None else []
         self._texts: list[str] = []
         self._observed: list[Observation] = []
         self._malformed_turns = 0
-        self._ends_at = services.monotonic() + task.limits.wall_clock_s
+        self._spent_s = parent._spent_s if parent is not None else 0.0
+        self._has_just_sampled = False
+        shared.lanes.append(self)
+
+    @property
+    def lane(self) -> tuple[int, ...]:
+        """Which branch this is, as numbers; () for the trunk."""
+        return tuple(int(number) for number in self._effects.lane.split(".") if number)
+
+    @property
+    def parent(self) -> Episode | None:
+        """The lane this one has branched from."""
+        return self._parent
+
+    @property
+    def lanes(self) -> Sequence[Episode]:
+        """The trunk and all branches, in an order that does not depend on how they ran."""
+        return sorted(self._shared.lanes, key=lambda lane: lane.lane)
 
     @property
     def sample(self) -> SampleBuilder:
@@ -115,7 +134,29 @@ class Episode:
         async def read(_: str) -> float:
             return self._services.clock()
 
-        return await self._effects.perform("now", None, float, read)
+        read_at, _ = await self._effects.perform("now", None, float, read)
+        return read_at
+
+    def branch(self, messages: Sequence[ChatMessage] | None = None) -> Episode:
+        """A lane beside this one, with a conversation, a tool session and a training sample of its own.
+
+        Lanes may run beside one another (in an ``asyncio.TaskGroup``) and replay in any order; within a lane one thing
+        happens after the other. The limits of turns and tokens hold per lane.
+
+        Args:
+            messages: the conversation of a sub-agent; None: a copy of this one so far, as the prompt of the new sample.
+
+        Raises:
+            DataError: the messages cannot be rendered.
+        """
+        lane = f"{self._effects.reserve()}."
+        if messages is None:
+            prompt_ids: Sequence[int] = self._sample.ids
+        else:
+            prompt_ids = self._services.chat.render_prompt(messages, self.task.tools)
+        branch = Episode.__new__(Episode)
+        branch._open(self._shared, lane=lane, prompt_ids=prompt_ids, parent=self)
+        return branch
 
     async def generate(self) -> AgentTurn:
         """Let the policy speak one turn.
@@ -124,13 +165,14 @@ class Episode:
             EpisodeCut: a limit is reached.
             TransientError: the engine failed; the attempt ends and another begins within the budget.
         """
-        max_tokens, cut_reason = self._tokens_for_next_turn()
-        generation = await self._effects.perform(
+        max_tokens = self._tokens_for_next_turn()
+        generation, self._has_just_sampled = await self._effects.perform(
             "generate",
             (len(self._sample.ids), self._sample.ids[-64:], self.task.sampling, max_tokens),
             RecordedGeneration,
             lambda path: self._sample_turn(path, max_tokens),
         )
+        self._spent_s += generation.generate_s
         self._sample.add_generation(generation)
         self._last_ids = generation.ids
         text = self._services.chat.decode_turn(generation.ids)
@@ -139,7 +181,7 @@ class Episode:
             raise EpisodeCut("wall_clock")
         turn = self._read_turn(text)
         if generation.finish_reason == "length" and not turn.tool_calls:
-            raise EpisodeCut(cut_reason)
+            raise EpisodeCut(generation.limit)
         return turn
 
     async def call_tools(self, requests: Sequence[ToolRequest]) -> Sequence[Observation]:
@@ -153,13 +195,14 @@ class Episode:
             raise EpisodeCut("malformed")
         if self._sample.num_turns >= self.task.limits.max_turns:
             raise EpisodeCut("max_turns")
-        turn = self._sample.num_turns - 1
-        answered = await self._effects.perform(
+        turn, is_first = self._sample.num_turns - 1, self._has_just_sampled
+        answered, _ = await self._effects.perform(
             "tools",
             [(request.name, request.arguments, request.error) for request in requests],
             TurnObservations,
-            lambda _: self._tools.run(turn, requests),
+            lambda _: self._tools.run(turn, requests, is_first=is_first),
         )
+        self._spent_s += answered.tool_s
         self._tools.advance(turn, requests, answered.observations)
         self._observed.extend(answered.observations)
         self._sample.set_outcome(
@@ -177,42 +220,34 @@ class Episode:
         """Append a user message: for agents that play the other side of a conversation."""
         self._sample.add_observation(self._services.chat.render_user(self._last_ids, content))
 
-    def _render_prompt(self) -> list[int]:
-        prompt = self._services.chat.render_prompt(self.task.messages, self.task.tools)
-        if len(prompt) >= self._services.engine.max_model_len:
-            raise DataError(
-                f"the prompt of trajectory {self.task.trajectory_id!r} ({self.task.data_index!r}) has {len(prompt)} "
-                f"tokens, max_model_len is {self._services.engine.max_model_len}: shorten it or raise max_model_len"
-            )
-        return prompt
-
-    def _tokens_for_next_turn(self) -> tuple[int, CutReason]:
-        """How many tokens the next turn may have, and what has cut the episode if they are not enough."""
+    def _tokens_for_next_turn(self) -> int:
+        """How many tokens the task allows the next turn; what the model has room for is asked when it is sampled."""
         limits = self.task.limits
         if self._sample.num_turns >= limits.max_turns:
             raise EpisodeCut("max_turns")
         budget = limits.max_response_tokens - self._sample.response_length
         if budget <= 0:
             raise EpisodeCut("max_tokens")
-        room = self._services.engine.max_model_len - len(self._sample.ids)
-        if room <= 0:
-            raise EpisodeCut("context_length")
-        allowed = min(self.task.sampling.max_tokens, budget)
-        return (allowed, "max_tokens") if allowed <= room else (room, "context_length")
+        return min(self.task.sampling.max_tokens, budget)
 
     async def _sample_turn(self, path: str, max_tokens: int) -> RecordedGeneration:
-        started = self._services.monotonic()
-        if started >= self._ends_at:
+        room, left_s = self._room(), self.task.limits.wall_clock_s - self._spent_s
+        if left_s <= 0:
             raise EpisodeCut("wall_clock")
-        request_id = f"{self.task.trajectory_id}-{self._identity.birth}-{path}"
+        started = self._services.monotonic()
+        identity = self._shared.identity
+        self._services.on_generation(
+            trajectory_id=self.task.trajectory_id, attempt=identity.attempt, birth=identity.birth, path=path
+        )
+        request_id = f"{self.task.trajectory_id}-{identity.birth}-{path}"
         try:
             async with asyncio.TaskGroup() as group:
-                alarm = group.create_task(self._abort_at_the_end(request_id))
+                alarm = group.create_task(self._abort_after(left_s, request_id))
                 generation = await self._services.engine.generate(
                     self._sample.ids,
                     self.task.sampling,
                     request_id,
-                    max_tokens=max_tokens,
+                    max_tokens=min(max_tokens, room),
                     stop_token_ids=self._services.chat.stop_token_ids,
                 )
                 alarm.cancel()
@@ -224,10 +259,24 @@ class Episode:
             finish_reason=generation.finish_reason,
             spans=generation.spans,
             generate_s=self._services.monotonic() - started,
+            limit="max_tokens" if max_tokens <= room else "context_length",
         )
 
-    async def _abort_at_the_end(self, request_id: str) -> None:
-        await asyncio.sleep(max(0.0, self._ends_at - self._services.monotonic()))
+    def _room(self) -> int:
+        """Tokens that fit behind what there is."""
+        max_model_len = self._services.engine.max_model_len
+        room = max_model_len - len(self._sample.ids)
+        if room > 0:
+            return room
+        if self._sample.num_turns > 0:
+            raise EpisodeCut("context_length")
+        raise DataError(
+            f"the prompt of trajectory {self.task.trajectory_id!r} ({self.task.data_index!r}) has "
+            f"{len(self._sample.ids)} tokens, max_model_len is {max_model_len}: shorten it or raise max_model_len"
+        )
+
+    async def _abort_after(self, left_s: float, request_id: str) -> None:
+        await asyncio.sleep(left_s)
         await self._services.engine.abort(request_id)
 
     def _read_turn(self, text: str) -> AgentTurn:

@@ -29,9 +29,12 @@ class RecordSource(Protocol):
 
 
 class EpisodePool:
-    """Runs ``handle`` for each record, beside one another. What ``handle`` raises ends the pool."""
+    """Runs ``handle`` for each record, beside one another. What ``handle`` raises ends the pool.
 
-    def __init__(self, handle: Callable[[Record], Awaitable[None]], *, max_running: int) -> None:
+    ``handle`` says whether the record is finished; one that is not is left to the partition's next owner.
+    """
+
+    def __init__(self, handle: Callable[[Record], Awaitable[bool]], *, max_running: int) -> None:
         self._handle = handle
         self._max_running = max_running
         self._running: dict[asyncio.Task[None], TopicPartition] = {}
@@ -51,7 +54,7 @@ class EpisodePool:
             logger.info("abandoned %d episodes of %d partitions that left", len(lost), len(partitions))
 
     async def run(self, source: RecordSource, stop: asyncio.Event, *, drain_s: float) -> None:
-        """Take records on until ``stop``; then let what runs finish within ``drain_s`` and cancel the rest."""
+        """Take records on until ``stop``; then let what runs come to a rest within ``drain_s`` and cancel the rest."""
         async with asyncio.TaskGroup() as group:
             stopping = group.create_task(stop.wait())
             while not stop.is_set():
@@ -69,8 +72,7 @@ class EpisodePool:
         task.add_done_callback(self._forget)
 
     async def _run_one(self, record: Record) -> None:
-        await self._handle(record)
-        self.finished += 1
+        self.finished += await self._handle(record)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._running.pop(task, None)
@@ -80,9 +82,9 @@ class EpisodePool:
 
     async def _drain(self, drain_s: float) -> None:
         if self._running:
-            logger.info("draining: %d episodes may finish within %.0f s", self.running, drain_s)
+            logger.info("draining: %d episodes may finish their turns within %.0f s", self.running, drain_s)
             await asyncio.wait(self._running, timeout=drain_s)
         if self._running:
-            logger.warning("drain limit reached: %d episodes go back to the topic", self.running)
+            logger.warning("drain limit reached: %d episodes are left in the middle of a turn", self.running)
         for task in list(self._running):
             task.cancel()

@@ -24,6 +24,8 @@ class RecordedGeneration(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: Literal["stop", "length", "abort"]
     spans: list[VersionSpan]
     generate_s: float
+    limit: Literal["max_tokens", "context_length"] = "max_tokens"
+    """What has cut it, if ``finish_reason`` is ``length``."""
 
 
 @dataclass(frozen=True, slots=True)

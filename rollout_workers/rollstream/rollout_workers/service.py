@@ -2,50 +2,63 @@
 
 Duty: run as many episodes as there are slots, from the partitions of `tasks` this worker owns, on the newest policy.
 
-Invariants: a task's offset is committed only after its trajectory is acknowledged; every start is journaled before
-anything is done for the task; a record that cannot be a task goes to the dead letters, never away; nothing is taken on
-unless a slot is free; model, tokenizer, template and topics are checked before the first record.
+Invariants: a task's offset is committed only after its trajectory is acknowledged and the journal says so; nothing of a
+partition is begun before its journal has been read; a record that cannot be a task goes to the dead letters, never
+away; nothing is taken on unless a slot is free; model, tokenizer, template and topics are checked before the first
+record.
 
-Crash: tasks without an acknowledged trajectory are delivered to the next owner and run again; readers keep the first
-trajectory with an id. Rebalance: episodes of partitions that stay keep running, those of partitions that leave are
-abandoned at once. Drain: intake stops, running episodes may finish within ``drain_s``, the rest go back to the topic.
+Crash: the next owner of a partition reads its journal and goes on with every episode at its next turn. Rebalance:
+episodes of partitions that stay keep running, those of partitions that leave are abandoned at once and given back.
+Drain: intake stops, running turns may finish within ``drain_s`` and are journaled, the episodes are given back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import os
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from aiokafka import TopicPartition
 
-from rollstream.rollout_workers.attempts import TaskRunner
+from rollstream.rollout_workers.attempts import AttemptRunner
 from rollstream.rollout_workers.budgets import AttemptBudgets
 from rollstream.rollout_workers.byte_chat_format import ByteChatFormat
 from rollstream.rollout_workers.chat_format import ChatFormat
 from rollstream.rollout_workers.engine_settings import build_engine
 from rollstream.rollout_workers.episode import EpisodeServices
 from rollstream.rollout_workers.episode_pool import EpisodePool
+from rollstream.rollout_workers.generation_log import generation_log
+from rollstream.rollout_workers.handovers import Handovers
 from rollstream.rollout_workers.policy_follower import PolicyFollower
 from rollstream.rollout_workers.settings import RolloutWorkerSettings
 from rollstream.rollout_workers.task_handling import TaskHandler
+from rollstream.rollout_workers.terminal_records import TerminalRecords
 from rollstream.rollout_workers.trajectory_assembly import WorkerFacts
 from rollstream.schemas.control import WorkerStatus
 from rollstream.schemas.errors import SettingsError
+from rollstream.schemas.journal import JournalRecord
 from rollstream.transport.control import ControlFollower
 from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.heartbeat import INTERVAL_S, beat, say
 from rollstream.transport.intake import GroupIntake
+from rollstream.transport.journal.journal import MemoryJournals
+from rollstream.transport.journal.keeper import JournalKeeper
 from rollstream.transport.metrics import served_metrics
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.tool_client import ToolClient
+
+logger = logging.getLogger(__name__)
+
+GIVE_BACK_S = 5.0
+"""For the last records of a worker that leaves; a broker that is away must not keep it."""
 
 
 async def run_rollout_worker(settings: RolloutWorkerSettings, kafka: KafkaSettings, stop: asyncio.Event) -> None:
@@ -71,8 +84,14 @@ async def run_rollout_worker(settings: RolloutWorkerSettings, kafka: KafkaSettin
         follower = PolicyFollower(engine, control, policy_cache(settings))
         if settings.follow_policy:
             await follower.catch_up()
-        worker = _Worker(settings, kafka, publisher, dead_letters, EpisodeServices(engine, chat, tools), follower)
-        await worker.run(stop)
+        on_generation = stack.enter_context(generation_log(settings.generation_log, settings.worker_id))
+        services = EpisodeServices(engine, chat, tools, on_generation=on_generation)
+        keeper = None
+        if settings.journal:
+            keeper = await stack.enter_async_context(
+                JournalKeeper(kafka, publisher, dead_letters, accepts_data_loss=settings.accepts_data_loss)
+            )
+        await RolloutWorker(settings, kafka, publisher, dead_letters, services, follower, keeper).run(stop)
 
 
 def load_chat_format(settings: RolloutWorkerSettings) -> ChatFormat:
@@ -110,8 +129,11 @@ def policy_cache(settings: RolloutWorkerSettings) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rollstream" / "policies"
 
 
-class _Worker:
-    """One running worker: its pool, its handler and what it says of itself."""
+class RolloutWorker:
+    """One running worker: its pool, its handler, its journal and what it says of itself.
+
+    ``keeper`` None: episodes are not journaled.
+    """
 
     def __init__(
         self,
@@ -121,23 +143,30 @@ class _Worker:
         dead_letters: DeadLetterOffice,
         services: EpisodeServices,
         follower: PolicyFollower,
+        keeper: JournalKeeper | None,
     ) -> None:
         self._settings = settings
         self._publisher = publisher
         self._engine = services.engine
         self._follower = follower
+        self._keeper = keeper
+        self._handovers = Handovers(self._give_back)
+        trajectories = kafka.topics["trajectories"]
         self._handler = TaskHandler(
-            runner=TaskRunner(
-                services,
-                WorkerFacts(
-                    settings.worker_id, settings.model, services.chat.tokenizer_hash, services.engine.logprobs_mode
-                ),
-                AttemptBudgets(settings.infra_budget, settings.data_budget),
+            runner=AttemptRunner(services),
+            facts=WorkerFacts(
+                settings.worker_id, settings.model, services.chat.tokenizer_hash, services.engine.logprobs_mode
             ),
+            budgets=AttemptBudgets(settings.infra_budget, settings.data_budget, settings.crash_budget),
+            journal_of=keeper.of if keeper is not None else MemoryJournals().of,
             publisher=publisher,
             dead_letters=dead_letters,
+            handovers=self._handovers,
+            terminal_records=TerminalRecords(trajectories.name, trajectories.partitions, trajectories.max_value_bytes),
             writer=uuid.uuid4().hex,
-            trajectory_partitions=kafka.topics["trajectories"].partitions,
+            is_leaving=lambda: self._stop.is_set(),
+            clock=services.clock,
+            pause=self._pause,
         )
         self._pool = EpisodePool(self._handle, max_running=settings.max_running_episodes)
         self._intake = GroupIntake(
@@ -146,6 +175,7 @@ class _Worker:
             group_id=f"{kafka.prefix}rollout-workers",
             instance_id=settings.instance_id,
             on_lost=self._pool.abandon,
+            companion=keeper,
         )
         self._stop = asyncio.Event()
 
@@ -153,17 +183,44 @@ class _Worker:
         """Everything at once, until the pool has drained."""
         self._stop = stop
         async with self._intake, asyncio.TaskGroup() as group:
-            background = [group.create_task(self._intake.run()), group.create_task(beat(self._publisher, self._status))]
+            background = [
+                group.create_task(self._intake.run()),
+                group.create_task(self._handovers.run()),
+                group.create_task(beat(self._publisher, self._status)),
+            ]
+            if self._keeper is not None:
+                background.append(group.create_task(self._keeper.run()))
             if self._settings.follow_policy:
                 background.append(group.create_task(self._follower.run()))
             await self._pool.run(self._intake, stop, drain_s=self._settings.drain_s)
+            await self._give_everything_back()
             for task in background:
                 task.cancel()
         await say(self._publisher, self._status(has_left=True))
 
-    async def _handle(self, record: Record) -> None:
-        await self._handler.handle(record)
-        self._intake.finished(TopicPartition(record.topic, record.partition), record.offset)
+    async def _handle(self, record: Record) -> bool:
+        is_finished = await self._handler.handle(record)
+        if is_finished:
+            self._intake.finished(TopicPartition(record.topic, record.partition), record.offset)
+        return is_finished
+
+    async def _pause(self, pause_s: float) -> None:
+        """Ends early when the worker is leaving."""
+        if pause_s > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._stop.wait()
+
+    async def _give_back(self, partition: int, record: JournalRecord) -> None:
+        if self._keeper is not None:
+            await self._keeper.send(partition, record)
+
+    async def _give_everything_back(self) -> None:
+        try:
+            async with asyncio.timeout(GIVE_BACK_S):
+                await self._handovers.flush()
+        except TimeoutError:
+            logger.warning("not everything was given back within %g s", GIVE_BACK_S)
 
     def _status(self, *, has_left: bool = False) -> WorkerStatus:
         stats = self._handler.stats
@@ -182,6 +239,7 @@ class _Worker:
                 **{f"trajectories_{status}": float(count) for status, count in stats.endings.items()},
                 "sampled_tokens": float(stats.sampled_tokens),
                 "dead_letters": float(stats.dead_letters),
+                "resumed": float(stats.resumed),
                 "policies_loaded": float(self._follower.loaded),
                 "policies_refused": float(self._follower.refused),
                 "policy_pause_s": self._follower.last_pause_s,

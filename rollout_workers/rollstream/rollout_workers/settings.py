@@ -35,8 +35,16 @@ class RolloutWorkerSettings(BaseModel):
     """Infrastructure failures after which a task ends as `failed`."""
     data_budget: int = Field(default=2, ge=1)
     """Failures of the agent or the data after which a task ends as `failed`."""
+    crash_budget: int = Field(default=5, ge=2)
+    """Workers that may begin a task one after another and never be heard of again before it ends as `failed`."""
     drain_s: float = Field(default=30.0, ge=0)
-    """How long running episodes may finish after the first SIGTERM."""
+    """How long running turns may finish after the first SIGTERM; their episodes go on elsewhere."""
+    journal: bool = True
+    """Keep every turn in the journal. Off: an episode whose worker dies begins again from its prompt."""
+    accepts_data_loss: bool = False
+    """Start although retention has deleted parts of the journal; the tasks concerned run again."""
+    generation_log: Path | None = None
+    """Append one JSON line per generation begun to this file; workers may share it."""
     agents: tuple[str, ...] = ()
     """Modules that register agents, imported at start."""
     policy_cache: Path | None = None

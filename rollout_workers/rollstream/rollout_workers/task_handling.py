@@ -1,26 +1,33 @@
-"""One record of `tasks`, from its bytes to its acknowledged trajectory. The record boundary of the rollout worker.
+"""Records of `tasks`, each from its bytes to its acknowledged trajectory.
 
-Invariant: when ``handle`` returns, the record needs no more work: its trajectory is acknowledged, or its bytes are in
-the dead letters. Each step may be repeated: ids make the repetition visible to readers.
+Invariants: a task that was emitted twice is run once; what a worker drains away from or loses is left to the next owner
+of its partition, who goes on at the first effect that is not in the journal.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from rollstream.rollout_workers import metrics
-from rollstream.rollout_workers.attempts import TaskRunner
-from rollstream.schemas.errors import DataError, InvalidMessageError, TransientError
-from rollstream.schemas.ids import group_partition
-from rollstream.schemas.journal import JournalRecord
-from rollstream.schemas.messages import Message
-from rollstream.schemas.tasks import RolloutTask
-from rollstream.schemas.trajectories import Trajectory
+from rollstream.rollout_workers.attempts import AttemptRunner
+from rollstream.rollout_workers.budgets import AttemptBudgets
+from rollstream.rollout_workers.effects import WorkerLeavingError, never_leaving
+from rollstream.rollout_workers.handovers import Handovers
+from rollstream.rollout_workers.suspects import SuspectGate
+from rollstream.rollout_workers.task_in_hand import TaskInHand, journal_id
+from rollstream.rollout_workers.terminal_records import TerminalRecords
+from rollstream.rollout_workers.trajectory_assembly import WorkerFacts
 from rollstream.transport.dead_letters import DeadLetterOffice
-from rollstream.transport.publisher import Publisher, RecordPlace
-from rollstream.transport.records import Record, decode_record
+from rollstream.transport.journal.journal import Journal
+from rollstream.transport.journal.task_state import AttemptOverError
+from rollstream.transport.publisher import Publisher
+from rollstream.transport.records import Record
 from rollstream.transport.telemetry import log_context
 
 logger = logging.getLogger(__name__)
@@ -33,71 +40,49 @@ class HandlingStats:
     endings: Counter[str] = field(default_factory=Counter[str])
     dead_letters: int = 0
     sampled_tokens: int = 0
+    resumed: int = 0
+    """Attempts gone on with that had got somewhere before, here or elsewhere."""
 
 
 @dataclass(frozen=True)
 class TaskHandler:
-    """Shared by all records of a worker."""
+    """What all tasks of a worker share."""
 
-    runner: TaskRunner
+    runner: AttemptRunner
+    facts: WorkerFacts
+    budgets: AttemptBudgets
+    journal_of: Callable[[int], Journal]
+    """The journal of an owned partition."""
     publisher: Publisher
     dead_letters: DeadLetterOffice
+    handovers: Handovers
+    terminal_records: TerminalRecords
     writer: str
     """Nonce of this process in the journal."""
-    trajectory_partitions: int
+    is_leaving: Callable[[], bool] = never_leaving
+    clock: Callable[[], float] = time.time
+    pause: Callable[[float], Awaitable[object]] = asyncio.sleep
+    """Between a failed attempt and the next; may end early when the worker is leaving."""
+    gate: SuspectGate = field(default_factory=SuspectGate)
     stats: HandlingStats = field(default_factory=HandlingStats)
+    _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary[str, asyncio.Lock])
 
-    async def handle(self, record: Record) -> None:
-        """Do everything the record needs."""
-        try:
-            task = decode_record(record, RolloutTask)
-        except InvalidMessageError as error:
-            await self._bury(record, error)
-        else:
-            with (
-                log_context(trajectory_id=task.trajectory_id, group_id=task.group_id),
-                metrics.RUNNING.track_inprogress(),
-            ):
-                await self._run(record, task)
+    async def handle(self, record: Record) -> bool:
+        """Do everything the record needs. False: the worker is leaving, the next owner goes on.
 
-    async def _run(self, record: Record, task: RolloutTask) -> None:
-        trajectory = await self.runner.run(task, lambda attempt: self._start(record, task, attempt))
-        await self._publish(trajectory)
-        if trajectory.error is not None:
-            await self._bury(record, DataError(f"{trajectory.error.type}: {trajectory.error.message}"))
-
-    async def _start(self, record: Record, task: RolloutTask, attempt: int) -> int:
-        start = JournalRecord(
-            kind="start",
-            trajectory_id=task.trajectory_id,
-            attempt=attempt,
-            key=f"{attempt}/0/{self.writer}",
-            writer=self.writer,
-            task_offset=record.offset,
-        )
-        place = await self._until_acknowledged(start, task.trajectory_id, record.partition)
-        return place.offset
-
-    async def _publish(self, trajectory: Trajectory) -> None:
-        partition = group_partition(trajectory.group_id, self.trajectory_partitions)
-        await self._until_acknowledged(trajectory, trajectory.group_id, partition)
-        self.stats.endings[trajectory.status] += 1
-        sampled_tokens = int(trajectory.metrics.get("sampled_tokens", 0))
-        self.stats.sampled_tokens += sampled_tokens
-        metrics.TRAJECTORIES.labels(trajectory.status, trajectory.stop_reason).inc()
-        metrics.SAMPLED_TOKENS.inc(sampled_tokens)
-        metrics.OBSERVED_TOKENS.inc(trajectory.metrics.get("observed_tokens", 0))
-        metrics.EPISODE_SECONDS.observe(max(0.0, trajectory.timing.finished_at - trajectory.timing.started_at))
-
-    async def _until_acknowledged(self, message: Message, key: str, partition: int) -> RecordPlace:
-        """A broker that is away holds the episode up; it does not spend its budget."""
-        while True:
-            try:
-                return await self.publisher.publish(message, key=key, partition=partition)
-            except TransientError as error:
-                logger.warning("still waiting for the broker: %s", error)
-
-    async def _bury(self, record: Record, error: Exception) -> None:
-        self.stats.dead_letters += 1
-        logger.error("task %s/%d/%d: %s", record.topic, record.partition, record.offset, error)
-        await self.dead_letters.bury(record, error)
+        Raises:
+            EngineDeadError: no episode of this worker can go on.
+        """
+        id_ = journal_id(record)
+        task = TaskInHand(self, record, id_, self.journal_of(record.partition))
+        lock = self._locks.setdefault(id_, asyncio.Lock())
+        with log_context(trajectory_id=id_), metrics.RUNNING.track_inprogress():
+            async with lock:
+                while True:
+                    try:
+                        if await task.take_next_step():
+                            return True
+                    except AttemptOverError as over:
+                        logger.info("goes on from what the journal says: %s", over)
+                    except WorkerLeavingError:
+                        return False

@@ -99,14 +99,21 @@ class ToolCalls:
     """Sends the calls of an episode's turns. One per attempt and lane."""
 
     def __init__(
-        self, task: RolloutTask, birth: int, caller: ToolCaller, *, clock: Callable[[], float] = time.time
+        self,
+        task: RolloutTask,
+        birth: int,
+        caller: ToolCaller,
+        *,
+        lane: str = "",
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._task = task
         self._birth = birth
+        self._lane = lane
         self._caller = caller
         self._clock = clock
         self._specs = {spec.name: spec for spec in task.tools}
-        self._session = ToolSession(ids.session_id(task.trajectory_id, birth))
+        self._session = ToolSession(ids.session_id(task.trajectory_id, birth, lane))
 
     def refusal(self, name: str, index: int) -> str | None:
         """Why the ``index``-th call of a turn is not sent, as the model reads it; None if it is."""
@@ -117,8 +124,13 @@ class ToolCalls:
             return f"Error: unknown tool {name!r}; the tools are: {', '.join(sorted(self._specs)) or 'none'}"
         return None
 
-    async def run(self, turn: int, requests: Sequence[ToolRequest]) -> TurnObservations:
+    async def run(self, turn: int, requests: Sequence[ToolRequest], *, is_first: bool = False) -> TurnObservations:
         """Run the calls of a turn beside one another.
+
+        Args:
+            turn: of this lane.
+            requests: its calls.
+            is_first: nobody but us can ever have sent them: we have just sampled them ourselves.
 
         Raises:
             TransientError: a call was not answered, or not by a tool; SessionLostError if its session is gone.
@@ -127,7 +139,8 @@ class ToolCalls:
         try:
             async with asyncio.TaskGroup() as group:
                 running = [
-                    group.create_task(self._run_one(turn, index, request)) for index, request in enumerate(requests)
+                    group.create_task(self._run_one(turn, index, request, is_first))
+                    for index, request in enumerate(requests)
                 ]
         except ExceptionGroup as failures:
             raise deciding_failure(failures) from failures
@@ -142,7 +155,7 @@ class ToolCalls:
             }
         )
 
-    async def _run_one(self, turn: int, index: int, request: ToolRequest) -> Observation:
+    async def _run_one(self, turn: int, index: int, request: ToolRequest, is_first: bool) -> Observation:
         if request.error is not None:
             return Observation(status="error", content=request.error)
         spec = self._specs[request.name]
@@ -159,6 +172,7 @@ class ToolCalls:
                 timeout_s=timeout_s,
                 reply_topic="",
                 reply_partition=0,
+                is_first=is_first,
                 trajectory_id=self._task.trajectory_id,
             ),
             spec.toolset,
@@ -177,7 +191,7 @@ class ToolCalls:
         )
 
     def _call_id(self, turn: int, index: int, request: ToolRequest) -> str:
-        return ids.call_id(self._task.trajectory_id, self._birth, str(turn), index, request.arguments)
+        return ids.call_id(self._task.trajectory_id, self._birth, f"{self._lane}{turn}", index, request.arguments)
 
 
 def answer_allowance_s(spec: ToolSpec, timeout_s: float) -> float:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rollstream.rollout_workers.budgets import AttemptHistory
-from rollstream.rollout_workers.episode import AttemptIdentity, Episode
+import msgspec
+
+from rollstream.rollout_workers.budgets import stop_reason
+from rollstream.rollout_workers.effects import AttemptIdentity
+from rollstream.rollout_workers.episode import Episode
+from rollstream.schemas.journal import AttemptFailure
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.schemas.trajectories import Sample, Status, StopReason, Timing, Trajectory, TrajectoryError
 
@@ -32,6 +37,14 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
+class Failures:
+    """Attempts of the task that have failed before."""
+
+    infra: int = 0
+    data: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EpisodeTimes:
     """Unix seconds."""
 
@@ -43,14 +56,16 @@ def assemble(
     task: RolloutTask,
     facts: WorkerFacts,
     identity: AttemptIdentity,
-    history: AttemptHistory,
+    failures: Failures,
     ending: Ending,
     times: EpisodeTimes,
     episode: Episode | None,
 ) -> Trajectory:
     """Put the terminal record of a task together. ``episode`` is None iff nothing may be trained on."""
-    sample = episode.sample.build() if episode is not None else None
-    versions = [(span.lineage, span.version) for span in sample.version_spans] if sample else [(0, 0)]
+    lanes: Sequence[Episode] = episode.lanes if episode is not None else ()
+    samples = _samples(lanes)
+    versions = [(span.lineage, span.version) for sample in samples for span in sample.version_spans] or [(0, 0)]
+    turns = [turn for sample in samples for turn in sample.turns]
     return Trajectory(
         run_id=task.run_id,
         trajectory_id=task.trajectory_id,
@@ -60,20 +75,20 @@ def assemble(
         member_index=task.member_index,
         status=ending.status,
         stop_reason=ending.stop_reason,
-        samples=[sample] if sample else [],
+        samples=samples,
         reward=ending.reward,
         rewards=ending.rewards,
-        metrics=_metrics(sample, episode),
+        metrics=_metrics(samples, lanes),
         error=ending.error,
         is_train=task.is_train,
-        num_turns=len(sample.turns) if sample else 0,
+        num_turns=len(turns),
         attempt=identity.attempt,
         birth=identity.birth,
         lineage=max(versions)[0],
         policy_version_min=min(versions)[1],
         policy_version_max=max(versions)[1],
-        infra_failures=history.infra,
-        data_failures=history.data,
+        infra_failures=failures.infra,
+        data_failures=failures.data,
         model=facts.model,
         tokenizer_hash=facts.tokenizer_hash,
         sampling=task.sampling,
@@ -85,22 +100,44 @@ def assemble(
             created_at=task.created_at,
             started_at=times.started_at,
             finished_at=times.finished_at,
-            generate_s=sum(turn.generate_s for turn in sample.turns) if sample else 0.0,
-            tool_s=sum(turn.tool_s for turn in sample.turns) if sample else 0.0,
+            generate_s=sum(turn.generate_s for turn in turns),
+            tool_s=sum(turn.tool_s for turn in turns),
         ),
         worker_id=facts.worker_id,
         extra=task.extra,
     )
 
 
-def _metrics(sample: Sample | None, episode: Episode | None) -> dict[str, float]:
-    if sample is None or episode is None:
+def failed(failure: AttemptFailure) -> Ending:
+    """The ending of a task whose budget is spent, or that cannot be run at all."""
+    error = TrajectoryError(type=failure.type, message=failure.message)
+    return Ending("failed", stop_reason(failure), error=error)
+
+
+def _samples(lanes: Sequence[Episode]) -> list[Sample]:
+    """One per lane in which something was sampled, each after the one it has branched from."""
+    samples: list[Sample] = []
+    places: dict[Episode, int] = {}
+    for lane in lanes:
+        sample = lane.sample.build()
+        if sample is None:
+            continue
+        if lane.parent is not None:
+            sample = msgspec.structs.replace(sample, parent_sample=places.get(lane.parent), fork_reason="branch")
+        places[lane] = len(samples)
+        samples.append(sample)
+    return samples
+
+
+def _metrics(samples: Sequence[Sample], lanes: Sequence[Episode]) -> dict[str, float]:
+    if not samples:
         return {}
-    observations = episode.observations
+    observations = [observation for lane in lanes for observation in lane.observations]
+    sampled = sum(int(sample.response_mask.sum()) for sample in samples)
     return {
-        "tool_calls": float(sum(turn.tool_calls for turn in sample.turns)),
+        "tool_calls": float(sum(turn.tool_calls for sample in samples for turn in sample.turns)),
         "tool_errors": float(sum(observation.status != "ok" for observation in observations)),
-        "malformed_turns": float(episode.malformed_turns),
-        "sampled_tokens": float(sample.response_mask.sum()),
-        "observed_tokens": float(len(sample.response_ids) - sample.response_mask.sum()),
+        "malformed_turns": float(sum(lane.malformed_turns for lane in lanes)),
+        "sampled_tokens": float(sampled),
+        "observed_tokens": float(sum(len(sample.response_ids) for sample in samples) - sampled),
     }

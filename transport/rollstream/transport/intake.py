@@ -32,6 +32,7 @@ from aiokafka.structs import OffsetAndMetadata
 from rollstream.schemas.errors import SettingsError, TransientError
 from rollstream.transport.clients import admin_client, start_consumer, stop_consumer
 from rollstream.transport.instance_lock import InstanceLock
+from rollstream.transport.metrics import RECORDS_GONE
 from rollstream.transport.offsets import OffsetTracker
 from rollstream.transport.records import Record
 from rollstream.transport.settings import KafkaSettings
@@ -278,6 +279,7 @@ class GroupIntake:
                 logger.warning("partition %s waits to be prepared: %s", partition, error)
             await asyncio.sleep(PREPARE_RETRY_PAUSE_S)
         if self._trackers.get(partition) is tracker:
+            tracker.starts_at = offset
             self._ready.add(partition)
             self._some_are_ready.set()
 
@@ -295,12 +297,23 @@ class GroupIntake:
             )
 
     def _begin(self, records: Iterable[Record]) -> list[Record]:
-        return [
-            record
-            for record in records
-            if (tracker := self._trackers.get(TopicPartition(record.topic, record.partition))) is not None
-            and tracker.begin(record.offset)
-        ]
+        begun: list[Record] = []
+        for record in records:
+            tracker = self._trackers.get(TopicPartition(record.topic, record.partition))
+            if tracker is None:
+                continue
+            if gone := tracker.missing_before(record.offset):
+                RECORDS_GONE.labels(record.topic).inc(gone)
+                logger.error(
+                    "%d records of %s before offset %d were deleted before anybody worked on them: retention.ms or "
+                    "retention.bytes of the topic is too small, or there are too few workers",
+                    gone,
+                    f"{record.topic}/{record.partition}",
+                    record.offset,
+                )
+            if tracker.begin(record.offset):
+                begun.append(record)
+        return begun
 
     async def _poll_past_unreadable(self, max_records: int) -> list[Record]:
         """Partition by partition, with a stand-in for the record that the client cannot take apart."""

@@ -35,6 +35,12 @@ JOURNAL_SECONDS = Histogram(
     buckets=(0.001, 0.002, 0.004, 0.006, 0.01, 0.025, 0.1, 0.5, 2, 10, 60),
     registry=REGISTRY,
 )
+RECORDS_GONE = Counter(
+    "rollstream_records_deleted_unread",
+    "Records that retention has deleted before anybody worked on them.",
+    ["topic"],
+    registry=REGISTRY,
+)
 DEAD_LETTERS = Counter(
     "rollstream_dead_letters", "Records buried, by where they came from and why.", ["topic", "error"], registry=REGISTRY
 )

@@ -16,6 +16,8 @@ class OffsetTracker:
         self._unfinished: set[int] = set()
         self._lowest_first: list[int] = []
         self._next_offset: int | None = None
+        self.starts_at: int | None = None
+        """Where reading begins, if that is known."""
 
     def begin(self, offset: int) -> bool:
         """Take a record on. False if it has been taken on before: drop it, it is running or finished."""
@@ -25,6 +27,11 @@ class OffsetTracker:
         self._unfinished.add(offset)
         heapq.heappush(self._lowest_first, offset)
         return True
+
+    def missing_before(self, offset: int) -> int:
+        """How many records between the last one and this one are not there any more; ask before ``begin``."""
+        expected = self.starts_at if self._next_offset is None else self._next_offset
+        return 0 if expected is None else max(0, offset - expected)
 
     def finish(self, offset: int) -> None:
         """The record needs no more work. Safe to repeat."""

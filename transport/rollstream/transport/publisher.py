@@ -107,7 +107,7 @@ class Publisher:
 
     async def publish(
         self,
-        message: Message,
+        message: Message | EncodedRecord,
         *,
         key: str | bytes | None,
         topic: str | None = None,
@@ -118,7 +118,7 @@ class Publisher:
         """Send a message and wait until it is in the log. At least once; safe to repeat.
 
         Args:
-            message: encoded here, in a thread if it is large.
+            message: encoded here, in a thread if it is large; or encoded already, and then with a ``topic``.
             key: of the record; decides the partition unless one is given.
             topic: full name; by default the message's own topic.
             partition: explicit partition.
@@ -133,7 +133,7 @@ class Publisher:
                 the same.
         """
         assert is_repeatable or self._profile == "durable", "only an idempotent producer sends at most once"
-        name = topic if topic is not None else self._kafka.topic(message.topic)
+        name = topic if topic is not None else self._topic_of(message)
         allowed_s = self._deadline_s if deadline_s is None else deadline_s
         sending = _Sending(name, key.encode() if isinstance(key, str) else key, partition, is_repeatable)
         started = time.monotonic()
@@ -141,11 +141,11 @@ class Publisher:
             async with asyncio.timeout(allowed_s), self._slots:
                 with metrics.PUBLISHES_IN_FLIGHT.track_inprogress():
                     record = await _encoded(message)
-                    self._check_size(name, message, len(record.value))
+                    self._check_size(name, _schema(message), len(record.value))
                     place = await self._send_until_acknowledged(sending, record)
         except TimeoutError:
             raise TransientError(
-                f"a {type(message).__name__} for {name!r} was not acknowledged within {allowed_s:g} s; last: "
+                f"a {_schema(message)} for {name!r} was not acknowledged within {allowed_s:g} s; last: "
                 f"{sending.last_failure}"
             ) from None
         counters = _counters(name)
@@ -154,11 +154,15 @@ class Publisher:
         counters.seconds.observe(time.monotonic() - started)
         return place
 
-    def _check_size(self, topic: str, message: Message, size_bytes: int) -> None:
+    def _topic_of(self, message: Message | EncodedRecord) -> str:
+        assert isinstance(message, Message), "an encoded record does not say where it belongs: give its topic"
+        return self._kafka.topic(message.topic)
+
+    def _check_size(self, topic: str, schema: str, size_bytes: int) -> None:
         # Known here, because a refused batch leaves a gap in the numbers of an idempotent producer.
         limit = self._limits.get(topic)
         if limit is not None and size_bytes > limit:
-            raise _too_large(topic, type(message).__name__, size_bytes, f"at most {limit} bytes are allowed")
+            raise _too_large(topic, schema, size_bytes, f"at most {limit} bytes are allowed")
 
     async def _send_until_acknowledged(self, sending: _Sending, record: EncodedRecord) -> RecordPlace:
         retry_s = FIRST_RETRY_S
@@ -177,8 +181,8 @@ class Publisher:
                 sending.last_failure = "the broker has the record but no longer knows where"
             except _TOO_LARGE as error:
                 await self._renew(producer)
-                schema = dict(record.headers)["schema"].decode()
-                raise _too_large(sending.topic, schema, len(record.value), f"the broker refuses it: {error}") from error
+                rule = f"the broker refuses it: {error}"
+                raise _too_large(sending.topic, _schema(record), len(record.value), rule) from error
             except DENIED as error:
                 await self._renew(producer)
                 raise denied(error, self._kafka) from error
@@ -244,7 +248,13 @@ def _too_large(topic: str, schema: str, size_bytes: int, rule: str) -> InvalidMe
     )
 
 
-async def _encoded(message: Message) -> EncodedRecord:
+def _schema(message: Message | EncodedRecord) -> str:
+    return type(message).__name__ if isinstance(message, Message) else dict(message.headers)["schema"].decode()
+
+
+async def _encoded(message: Message | EncodedRecord) -> EncodedRecord:
+    if isinstance(message, EncodedRecord):
+        return message
     if large_parts_bytes(message) > THREAD_ABOVE_BYTES:
         return await asyncio.to_thread(encode, message)
     return encode(message)

@@ -61,7 +61,8 @@ _COMPACTED = {
 
 _PLANS: Mapping[str, _Plan] = {
     "tasks": _Plan(16, 4 * MIB, _deleted_after(7 * DAY_MS)),
-    "journal": _Plan(16, 16 * MIB, _deleted_after(7 * DAY_MS)),
+    # Holds a whole record of `trajectories`.
+    "journal": _Plan(16, 17 * MIB, _deleted_after(7 * DAY_MS)),
     TOOL_CALLS: _Plan(16, 4 * MIB, _deleted_after(HOUR_MS, segment_bytes=128 * MIB)),
     "tool-results": _Plan(64, 4 * MIB, _deleted_after(HOUR_MS, segment_bytes=128 * MIB)),
     "trajectories": _Plan(8, 16 * MIB, _deleted_after(7 * DAY_MS, retention_bytes=8 * GIB)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from typing import Protocol
 
 from rollstream.schemas.journal import JournalRecord
@@ -30,7 +31,10 @@ class Journal(Protocol):
 
 
 class MemoryJournal:
-    """A journal that lives and dies with its process: after it, episodes begin again from their prompts."""
+    """A journal that lives and dies with its process: after it, episodes begin again from their prompts.
+
+    Finished tasks are forgotten at once.
+    """
 
     def __init__(self) -> None:
         self._fold = PartitionFold(uuid.uuid4().int >> 66)
@@ -44,11 +48,20 @@ class MemoryJournal:
         """See ``Journal``."""
         while (state := held(self.state(record.trajectory_id), record)) is None:
             self._fold.apply(self._fold.position, record)
+        if state.is_done:
+            self._fold.forget(record.trajectory_id)
         return state
 
-    def forget_below(self, task_offset: int) -> None:
-        """Finished tasks are not asked for again."""
-        self._fold.forget_below(task_offset)
+
+class MemoryJournals:
+    """One `MemoryJournal` per partition."""
+
+    def __init__(self) -> None:
+        self._journals: defaultdict[int, MemoryJournal] = defaultdict(MemoryJournal)
+
+    def of(self, partition: int) -> MemoryJournal:
+        """The journal of a partition."""
+        return self._journals[partition]
 
 
 def held(state: TaskState | None, record: JournalRecord) -> TaskState | None:

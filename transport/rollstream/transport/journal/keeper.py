@@ -51,8 +51,16 @@ class JournalKeeper:
     Partitions are numbers: that of the journal and that of `tasks` are the same.
     """
 
-    def __init__(self, kafka: KafkaSettings, publisher: Publisher, dead_letters: DeadLetterOffice) -> None:
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        publisher: Publisher,
+        dead_letters: DeadLetterOffice,
+        *,
+        accepts_data_loss: bool = False,
+    ) -> None:
         self._kafka = kafka
+        self._accepts_data_loss = accepts_data_loss
         self._topic = kafka.topic("journal")
         self._publisher = publisher
         self._dead_letters = dead_letters
@@ -92,11 +100,15 @@ class JournalKeeper:
         end = await self._offset(self._consumer.end_offsets([place]), place)
         floor = read_floor(metadata) if committed is not None else None
         if floor is not None and not beginning <= floor <= end:
-            raise DataLossError(
+            loss = DataLossError(
                 f"{self._topic}/{partition} must be read from offset {floor} on, but reaches from {beginning} to "
                 f"{end}: retention has deleted what running tasks have done, or the topic was made anew; raise its "
-                "retention.ms, or accept that those tasks run again and set rollout_worker.accept_data_loss"
+                "retention.ms, or accept that those tasks run again: rollout_worker.accepts_data_loss = true"
             )
+            if not self._accepts_data_loss:
+                raise loss
+            logger.error("%s", loss)
+            floor = None
         await self.replay(partition, beginning if floor is None else floor, end)
 
     async def replay(self, partition: int, start: int, end: int) -> None:

@@ -55,6 +55,10 @@ class PartitionFold:
             default=self.position,
         )
 
+    def forget(self, trajectory_id: str) -> None:
+        """The task is never asked for again."""
+        self._tasks.pop(trajectory_id, None)
+
     def forget_below(self, committed: int) -> None:
         """Tasks below the committed offset are never asked for again."""
         self._tasks = {id_: state for id_, state in self._tasks.items() if state.task_offset >= committed}

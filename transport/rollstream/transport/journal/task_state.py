@@ -107,7 +107,7 @@ class TaskState:
     def refusal(self, record: JournalRecord) -> str | None:
         """Why a record that is not held would be void; None if it would count."""
         if record.kind in ("start", "released"):
-            return "the task has ended" if record.kind == "start" and self.has_ended else None
+            return "the task has ended" if self.has_ended else None
         if record.birth != self.births.get(record.attempt):
             return f"attempt {record.attempt} was born at {self.births.get(record.attempt)}, not at {record.birth}"
         if record.kind == "done":
@@ -126,7 +126,7 @@ class TaskState:
         Raises:
             InvalidMessageError: its key or payload cannot be read; nothing has changed.
         """
-        if self.holds(record) or (record.kind != "start" and self.refusal(record) is not None):
+        if self.holds(record) or self.refusal(record) is not None:
             return False
         match record.kind:
             case "start":
