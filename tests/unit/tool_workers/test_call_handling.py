@@ -3,13 +3,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from rollstream.schemas.errors import IsolationError, TransientError
+from rollstream.schemas.errors import InvalidMessageError, IsolationError, TransientError
 from rollstream.schemas.tools import ToolCall, ToolResult
 from rollstream.tool_workers.call_handling import CallHandler
 from rollstream.tool_workers.functions import TimeLimit, Tool, ToolError, ToolOutput, declared_tool, tool
@@ -29,11 +29,14 @@ class FakePublisher:
 
     sent: list[tuple[int, ToolResult]] = field(default_factory=list[tuple[int, ToolResult]])
     failure: TransientError | None = None
+    missing_partition: int | None = None
 
     async def publish(self, message: ToolResult, *, key: str, topic: str, partition: int, deadline_s: float) -> None:
         assert (key, topic) == (message.call_id, RESULTS)
         if self.failure is not None:
             raise self.failure
+        if partition == self.missing_partition:
+            raise InvalidMessageError("no such partition")
         self.sent.append((partition, message))
 
     @property
@@ -120,6 +123,24 @@ class Bench:
             self.runs.append(f"paid {amount}")
             return "paid"
 
+        @tool(is_idempotent=False)
+        async def pay_elsewhere() -> str:
+            """Pay, but do not hear about it."""
+            self.runs.append("paid")
+            raise TransientError("no answer from the bank")
+
+        @tool(is_idempotent=False)
+        async def pay_inside(box: Sandbox, command: str) -> str:
+            """Pay in the sandbox."""
+            return (await box.bash(command, timeout_s=1)).output
+
+        @tool
+        async def slow_shell(box: Sandbox, command: str) -> str:
+            """Run it and think about it."""
+            output = (await box.bash(command, timeout_s=1)).output
+            await self.gate.wait()
+            return output
+
         @tool
         def fail(how: str) -> Any:
             """Fail."""
@@ -152,7 +173,8 @@ class Bench:
             }
             return values[what]
 
-        declared = [declared_tool(each) for each in (echo, shell, once, pay, fail, hang, give)]
+        functions = (echo, shell, slow_shell, once, pay, pay_elsewhere, pay_inside, fail, hang, give)
+        declared = [declared_tool(each) for each in functions]
         return [each for each in declared if each is not None]
 
     async def handle(self, call: ToolCall) -> ToolResult:
@@ -326,8 +348,69 @@ async def test_idle_sessions_are_closed(bench: Bench) -> None:
     assert lost.status == "session_lost"
 
 
+async def raised_by(doing: Coroutine[Any, Any, None]) -> Exception | None:
+    try:
+        await doing
+    except Exception as error:
+        return error
+    return None
+
+
 def _popping(bench: Bench) -> Callable[[], Awaitable[bool]]:
     async def commit_first() -> bool:
         return bench.commits.pop(0)
 
     return commit_first
+
+
+async def test_a_requester_that_cannot_be_answered_keeps_no_other_waiting(bench: Bench) -> None:
+    bench.publisher.missing_partition = 7
+    bench.gate.clear()
+
+    def handling(partition: int) -> Coroutine[Any, Any, None]:
+        asked = call("echo", '{"text": "hi"}', call_id="a", reply_partition=partition)
+        return bench.handler.handle(asked, _popping(bench), arrived=0.0)
+
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(raised_by(handling(1)))
+        for partition in (7, 2):
+            await asyncio.sleep(0)
+            await handling(partition)
+        bench.gate.set()
+    assert isinstance(running.result(), InvalidMessageError)
+    assert sorted(partition for partition, _ in bench.publisher.sent) == [1, 2]
+
+
+async def test_a_call_that_outlives_its_session_neither_answers_for_nor_closes_the_next_one(bench: Bench) -> None:
+    bench.gate.clear()
+    slow = call("slow_shell", '{"command": "old"}', call_id="a", session_id="s")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(bench.handler.handle(slow, _popping(bench), arrived=0.0))
+        await asyncio.sleep(0.01)
+        await bench.handle(call("shell", '{"command": "die"}', call_id="b", session_id="s"))
+        assert bench.publisher.last.status == "session_lost"
+        fresh = await bench.handle(call("shell", '{"command": "new"}', call_id="c", session_id="s"))
+        bench.gate.set()
+        await running
+    assert bench.publisher.last.status == "session_lost"
+    assert fresh.content == "new"
+    after = await bench.handle(call("shell", '{"command": "more"}', session_id="s", turn=1, token=fresh.token))
+    assert (after.content, after.incarnation) == ("new more", fresh.incarnation)
+    assert [each.is_closed for each in bench.opener.opened] == [True, False]
+
+
+async def test_a_harmful_call_that_infrastructure_cut_off_is_of_unknown_outcome(bench: Bench) -> None:
+    bench.commits = [True]
+    result = await bench.handle(call("pay_elsewhere", "{}"))
+    assert result.status == "outcome_unknown"
+    assert "no answer from the bank" in result.content
+    again = await bench.handle(call("pay_elsewhere", "{}", is_first=False))
+    assert (again.status, bench.runs) == ("outcome_unknown", ["paid"])
+
+
+async def test_a_harmful_call_in_a_session_that_could_not_be_committed_has_not_been_run(bench: Bench) -> None:
+    bench.commits = [False, True]
+    first = await bench.handle(call("shell", '{"command": "one"}', session_id="s"))
+    harmful = call("pay_inside", '{"command": "two"}', session_id="s", turn=1, token=first.token)
+    assert await bench.handle(harmful) == first  # no answer of its own
+    assert (await bench.handle(harmful)).content == "one two"

@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from rollstream.schemas import ids
 from rollstream.schemas.tools import ToolCall, ToolResult
+from rollstream.tool_workers.result_memory import ResultMemory
 from rollstream.tool_workers.sessions import Join, Refuse, Replay, Run, SessionLedger
 
 NOW = 1000.0
 
 
-def new_ledger(remembered_results: int = 100) -> SessionLedger:
+def new_ledger(remembered_results: int = 100, remembered_bytes: int = 10**6) -> SessionLedger:
     names = (f"incarnation-{n}" for n in itertools.count())
-    return SessionLedger(new_incarnation=lambda: next(names), remembered_results=remembered_results)
+    return SessionLedger(
+        new_incarnation=lambda: next(names),
+        remembered_results=remembered_results,
+        remembered_bytes=remembered_bytes,
+    )
 
 
 def call(
@@ -46,8 +48,15 @@ def ok(call_id: str) -> ToolResult:
 
 
 def run(ledger: SessionLedger, each: ToolCall) -> ToolResult:
-    assert ledger.admit(each, now=NOW) == Run()
-    return ledger.complete(each, ok(each.call_id), now=NOW)
+    admission = ledger.admit(each, now=NOW)
+    assert isinstance(admission, Run)
+    return ledger.complete(each, admission, ok(each.call_id), now=NOW)
+
+
+def begin(ledger: SessionLedger, each: ToolCall, *, is_idempotent: bool = True) -> Run:
+    admission = ledger.admit(each, now=NOW, is_idempotent=is_idempotent)
+    assert isinstance(admission, Run)
+    return admission
 
 
 def status(admission: object) -> str | None:
@@ -74,10 +83,9 @@ def test_a_running_call_is_joined() -> None:
 
 def test_siblings_of_a_turn_run_in_one_session_and_their_tokens_cover_both() -> None:
     ledger = new_ledger()
-    assert ledger.admit(call("a"), now=NOW) == Run()
-    assert ledger.admit(call("b"), now=NOW) == Run()
-    ledger.complete(call("b"), ok("b"), now=NOW)
-    assert ledger.complete(call("a"), ok("a"), now=NOW).token == ids.session_token("incarnation-0", ["a", "b"])
+    first, second = begin(ledger, call("a")), begin(ledger, call("b"))
+    ledger.complete(call("b"), second, ok("b"), now=NOW)
+    assert ledger.complete(call("a"), first, ok("a"), now=NOW).token == ids.session_token("incarnation-0", ["a", "b"])
 
 
 def test_the_next_turn_runs_from_the_present_state_and_forgets_older_results() -> None:
@@ -91,7 +99,7 @@ def test_a_late_sibling_of_the_present_turn_is_run() -> None:
     ledger = new_ledger()
     first = run(ledger, call("a"))
     run(ledger, call("b", turn=1, token=first.token))
-    assert ledger.admit(call("c", turn=1, token=first.token), now=NOW) == Run()
+    assert begin(ledger, call("c", turn=1, token=first.token)).incarnation == first.incarnation
 
 
 def test_another_state_than_the_present_one_is_lost() -> None:
@@ -121,9 +129,20 @@ def test_an_expired_first_call_opens_no_session() -> None:
 
 def test_a_call_that_ends_after_its_session_was_closed_is_lost() -> None:
     ledger = new_ledger()
-    ledger.admit(call("a"), now=NOW)
+    admission = begin(ledger, call("a"))
+    assert ledger.close("s") == admission.incarnation
+    assert ledger.complete(call("a"), admission, ok("a"), now=NOW).status == "session_lost"
+
+
+def test_a_call_of_a_closed_session_has_nothing_to_do_with_the_next_one_of_that_name() -> None:
+    ledger = new_ledger()
+    old = begin(ledger, call("a"))
     ledger.close("s")
-    assert ledger.complete(call("a"), ok("a"), now=NOW).status == "session_lost"
+    new = begin(ledger, call("a"))
+    assert ledger.complete(call("a"), old, ok("a"), now=NOW).status == "session_lost"
+    ledger.withdraw(call("a"), old)
+    assert ledger.close("s", old.incarnation) is None
+    assert ledger.complete(call("a"), new, ok("a"), now=NOW).incarnation == new.incarnation != old.incarnation
 
 
 def test_a_session_opened_anew_is_another_incarnation() -> None:
@@ -139,9 +158,10 @@ def test_only_sessions_without_running_calls_are_idle_the_longest_first() -> Non
     ledger = new_ledger()
     for session_id, now in (("s1", NOW + 2), ("s2", NOW + 1), ("s3", NOW)):
         each = call("a", session_id=session_id)
-        ledger.admit(each, now=now)
+        admission = ledger.admit(each, now=now)
         if session_id != "s3":
-            ledger.complete(each, ok("a"), now=now)
+            assert isinstance(admission, Run)
+            ledger.complete(each, admission, ok("a"), now=now)
     assert ledger.idle_since(NOW + 2) == ["s2", "s1"]
     assert ledger.idle_since(NOW + 1) == ["s2"]
 
@@ -160,50 +180,51 @@ def test_a_harmful_call_runs_only_as_the_first_and_after_its_commit() -> None:
     assert status(ledger.admit(again, now=NOW, is_idempotent=False)) == "outcome_unknown"
     assert ledger.admit(first, now=NOW, is_idempotent=False) == Run(commits_first=True)
     assert ledger.admit(again, now=NOW, is_idempotent=False) == Join()
-    result = ledger.complete(first, ok("a"), now=NOW)
+    result = ledger.complete(first, Run(commits_first=True), ok("a"), now=NOW)
     assert ledger.admit(again, now=NOW, is_idempotent=False) == Replay(result)
 
 
-def test_an_abandoned_call_without_a_session_may_run_again() -> None:
+def test_a_harmful_call_that_may_have_opened_a_session_elsewhere_is_of_unknown_outcome() -> None:
     ledger = new_ledger()
-    ledger.admit(call("a", session_id=None), now=NOW)
-    ledger.abandon(call("a", session_id=None))
+    for each in (call("a", is_first=False), call("a", is_first=False, token="elsewhere", turn=1)):
+        assert status(ledger.admit(each, now=NOW, is_idempotent=False)) == "outcome_unknown"
+        assert len(ledger) == 0
+    late = call("a", is_first=False, deadline=NOW)
+    assert status(ledger.admit(late, now=NOW, is_idempotent=False)) == "outcome_unknown"
+
+
+def test_a_harmful_call_that_a_session_knows_not_to_have_run_is_run_however_often_it_was_sent() -> None:
+    ledger = new_ledger()
+    first = run(ledger, call("a"))
+    again = call("b", turn=1, token=first.token, is_first=False)
+    admission = begin(ledger, again, is_idempotent=False)
+    assert admission == Run(first.incarnation, commits_first=True)
+    ledger.withdraw(again, admission)
+    assert begin(ledger, again, is_idempotent=False) == admission
+
+
+def test_a_result_that_had_to_be_forgotten_is_not_run_for_again() -> None:
+    ledger = new_ledger(remembered_bytes=1)
+    first = run(ledger, call("a"))
+    assert ledger.admit(call("a"), now=NOW) == Replay(first)
+    run(ledger, call("a", session_id="another"))
+    assert status(ledger.admit(call("a"), now=NOW)) == "session_lost"
+    assert begin(ledger, call("b", turn=1, token=first.token)).incarnation == first.incarnation
+
+
+def test_results_are_kept_up_to_a_number_and_up_to_a_size() -> None:
+    few = ResultMemory(max_results=2, max_bytes=10**9)
+    small = ResultMemory(max_results=None, max_bytes=10_000)
+    for memory in (few, small):
+        for number in range(1, 4):
+            memory.keep(("s", str(number)), ok("x" * 3000))
+        assert [memory.get(("s", str(number))) is not None for number in range(1, 4)] == [False, True, True]
+        memory.forget([("s", "2"), ("s", "3"), ("s", "4")])
+        assert (len(memory), memory.size_bytes) == (0, 0)
+
+
+def test_a_withdrawn_call_without_a_session_may_run_again() -> None:
+    ledger = new_ledger()
+    each = call("a", session_id=None)
+    ledger.withdraw(each, begin(ledger, each))
     assert ledger.admit(call("a", session_id=None), now=NOW) == Run()
-
-
-@given(st.lists(st.sampled_from(["next turn", "sibling", "resend", "close", "stale"]), max_size=30))
-def test_a_session_never_runs_a_call_twice_nor_one_from_another_past(steps: list[str]) -> None:
-    ledger = new_ledger()
-    ran: dict[str, list[str]] = {}  # incarnation -> calls in the order they ran
-    known: list[str] = []  # what the caller has been answered by the present incarnation
-    token: str | None = None
-    turn, base, incarnation = 0, None, None
-    last: ToolCall | None = None
-    for number, step in enumerate(steps):
-        if step == "close":
-            ledger.close("s")
-            continue
-        if step == "resend" and last is not None:
-            each = last
-        elif step == "stale":
-            each = call(f"stale-{number}", turn=turn + 1, token=ids.session_token("elsewhere", known))
-        elif step == "sibling" and last is not None:
-            each = call(f"call-{number}", turn=turn, token=base)
-        else:
-            turn, base = turn + 1, token
-            each = call(f"call-{number}", turn=turn, token=base)
-        admission = ledger.admit(each, now=NOW)
-        if step == "stale":
-            assert status(admission) == "session_lost"
-        if isinstance(admission, Run):
-            result = ledger.complete(each, ok(each.call_id), now=NOW)
-            assert result.incarnation is not None
-            ran.setdefault(result.incarnation, []).append(each.call_id)
-            if each.token is not None:  # continued: by the sandbox that gave the token, after exactly these calls
-                assert result.incarnation == incarnation
-            if result.incarnation != incarnation:
-                incarnation, known = result.incarnation, []
-            known.append(each.call_id)
-            token, last = result.token, each
-    for calls in ran.values():
-        assert len(calls) == len(set(calls))

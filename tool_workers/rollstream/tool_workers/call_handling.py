@@ -1,7 +1,8 @@
 """From one decoded call to its published result.
 
 Invariants: a record is finished only when its answer is acknowledged (results before offsets); a call that runs is
-joined, not run again; every requester of a call gets its answer.
+joined, not run again; every requester of a call gets its answer; what happens to a sandbox concerns the session that
+runs in it and no later one of the same name.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from rollstream.schemas.errors import IsolationError, TransientError
+from rollstream.schemas.errors import InvalidMessageError, IsolationError, TransientError
 from rollstream.schemas.tools import OBSERVABLE_STATUSES, ToolCall, ToolResult
 from rollstream.tool_workers import metrics
 from rollstream.tool_workers.functions import InvalidArgumentsError, Tool, ToolOutput
 from rollstream.tool_workers.registry import ToolRegistry
 from rollstream.tool_workers.sandbox_pool import SandboxPool
-from rollstream.tool_workers.sessions import Join, Refuse, Replay, SessionLedger
+from rollstream.tool_workers.sessions import Join, Refuse, Replay, Run, SessionLedger
 from rollstream.tool_workers.tool_runner import ToolRunner
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class CallHandler:
     async def close_idle_sessions(self, idle_s: float) -> None:
         """Close sessions without calls for so long."""
         for session_id in self._ledger.idle_since(self._clock() - idle_s):
-            await self._close(session_id)
+            await self._close(session_id, None)
 
     async def _decide(
         self, tool: Tool, call: ToolCall, arguments: dict[str, Any], commit_first: CommitFirst, arrived: float
@@ -124,41 +125,57 @@ class CallHandler:
             # committed past, so it needs no waiting of its own.
             self._running[call.call_id].requesters.add((call.reply_topic, call.reply_partition))
         else:
-            running = self._running[call.call_id] = _Running({(call.reply_topic, call.reply_partition)})
-            try:
-                if admission.commits_first and not await commit_first():
-                    return
-                result = await self._run(tool, call, arguments, arrived)
-            finally:
-                self._ledger.abandon(call)
-                if self._running.get(call.call_id) is running:
-                    del self._running[call.call_id]
-            for topic, partition in running.requesters:
-                await self._answer(msgspec.structs.replace(call, reply_topic=topic, reply_partition=partition), result)
+            await self._run_and_answer(tool, call, arguments, admission, commit_first, arrived)
 
-    async def _run(self, tool: Tool, call: ToolCall, arguments: dict[str, Any], arrived: float) -> ToolResult:
-        queue_s = time.monotonic() - arrived
+    async def _run_and_answer(
+        self,
+        tool: Tool,
+        call: ToolCall,
+        arguments: dict[str, Any],
+        admission: Run,
+        commit_first: CommitFirst,
+        arrived: float,
+    ) -> None:
+        running = self._running[call.call_id] = _Running({(call.reply_topic, call.reply_partition)})
+        try:
+            if admission.commits_first and not await commit_first():
+                self._ledger.withdraw(call, admission)
+                return
+            result = await self._run(tool, call, arguments, admission, time.monotonic() - arrived)
+        except Exception:
+            await self._give_up(call, admission)
+            raise
+        finally:
+            if self._running.get(call.call_id) is running:
+                del self._running[call.call_id]
+        await self._answer_all(call, result, running.requesters)
+
+    async def _run(
+        self, tool: Tool, call: ToolCall, arguments: dict[str, Any], admission: Run, queue_s: float
+    ) -> ToolResult:
         if not tool.needs_sandbox:
             result = await self._runner.run(tool, call, arguments, None, queue_s=queue_s)
         else:
-            result = await self._run_in_sandbox(tool, call, arguments, queue_s)
+            result = await self._run_in_sandbox(tool, call, arguments, admission, queue_s)
         metrics.RUN_SECONDS.labels(tool.name).observe(result.run_s)
         metrics.QUEUE_SECONDS.observe(result.queue_s)
         if result.status in OBSERVABLE_STATUSES:
-            return self._ledger.complete(call, result, now=self._clock())
+            return self._ledger.complete(call, admission, result, now=self._clock())
         logger.warning("call %s of %s ended as %s: %s", call.call_id, tool.name, result.status, result.content)
-        if call.session_id is not None:
-            await self._close(call.session_id)
+        await self._give_up(call, admission)
         return result
 
     async def _run_in_sandbox(
-        self, tool: Tool, call: ToolCall, arguments: dict[str, Any], queue_s: float
+        self, tool: Tool, call: ToolCall, arguments: dict[str, Any], admission: Run, queue_s: float
     ) -> ToolResult:
-        pool = self._sandboxes
+        pool, incarnation = self._sandboxes, admission.incarnation
         assert pool is not None, "a worker with such tools has a pool"
+        if call.session_id is not None and not self._ledger.is_open(call.session_id, incarnation):
+            lost = ToolOutput(f"session {call.session_id!r} was closed before the call", "session_lost")
+            return self._runner.result(call, lost, queue_s=queue_s)
         try:
             async with asyncio.timeout(max(0.0, call.deadline - self._clock())):
-                sandbox = await (pool.for_one_call() if call.session_id is None else pool.of_session(call.session_id))
+                sandbox = await (pool.for_one_call() if incarnation is None else pool.of_session(incarnation))
         except TimeoutError:
             return self._runner.result(call, ToolOutput("all sandboxes are taken", "worker_error"), queue_s=queue_s)
         except IsolationError as error:
@@ -166,13 +183,37 @@ class CallHandler:
         try:
             return await self._runner.run(tool, call, arguments, sandbox, queue_s=queue_s)
         finally:
-            if call.session_id is None:
+            if incarnation is None:
                 await pool.discard(sandbox)
 
-    async def _close(self, session_id: str) -> None:
-        self._ledger.close(session_id)
-        if self._sandboxes is not None:
-            await self._sandboxes.close(session_id)
+    async def _give_up(self, call: ToolCall, admission: Run) -> None:
+        """The call has no result worth keeping; whatever it did to its session, nobody continues from that."""
+        if call.session_id is None:
+            self._ledger.withdraw(call, admission)
+        else:
+            await self._close(call.session_id, admission.incarnation)
+
+    async def _close(self, session_id: str, incarnation: str | None) -> None:
+        closed = self._ledger.close(session_id, incarnation)
+        if closed is not None and self._sandboxes is not None:
+            await self._sandboxes.close(closed)
+
+    async def _answer_all(self, call: ToolCall, result: ToolResult, requesters: set[tuple[str, int]]) -> None:
+        """One requester that cannot be answered keeps no other waiting."""
+        refused: list[InvalidMessageError] = []
+
+        async def answer(topic: str, partition: int) -> None:
+            try:
+                asked = msgspec.structs.replace(call, reply_topic=topic, reply_partition=partition)
+                await self._answer(asked, result)
+            except InvalidMessageError as error:
+                refused.append(error)
+
+        async with asyncio.TaskGroup() as group:
+            for topic, partition in requesters:
+                group.create_task(answer(topic, partition))
+        if refused:
+            raise refused[0]
 
     async def _answer(self, call: ToolCall, result: ToolResult) -> None:
         self.statuses[result.status] += 1

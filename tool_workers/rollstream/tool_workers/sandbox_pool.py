@@ -1,4 +1,7 @@
-"""The open sandboxes of this worker: one per session, one per call for tools that keep no state; bounded in number."""
+"""The open sandboxes of this worker, bounded in number.
+
+One per incarnation of a session, one per call for tools that keep no state.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ class SandboxPool:
     Args:
         opener: starts sandboxes.
         max_open: when they are all taken, new ones wait.
-        reclaim: asked for a session that may be closed to make room; None: there is none.
+        reclaim: asked for the sandbox of a session that may be closed to make room; None: there is none.
         reclaim_interval_s: how often it is asked while somebody waits.
     """
 
@@ -66,13 +69,13 @@ class SandboxPool:
     def __len__(self) -> int:
         return len(self._entries)
 
-    async def of_session(self, session_id: str) -> ClosableSandbox:
+    async def of_session(self, incarnation: str) -> ClosableSandbox:
         """The session's sandbox; opened by its first call. Waits for a place without a limit of its own.
 
         Raises:
             IsolationError: it does not start.
         """
-        entry = self._entries.setdefault(session_id, _Entry())
+        entry = self._entries.setdefault(incarnation, _Entry())
         async with entry.lock:
             if entry.sandbox is None:
                 sandbox = await self._open()
@@ -94,9 +97,9 @@ class SandboxPool:
         finally:
             self._places.release()
 
-    async def close(self, session_id: str) -> None:
+    async def close(self, incarnation: str) -> None:
         """Close a session's sandbox, whatever it is doing. Safe to repeat."""
-        entry = self._entries.pop(session_id, None)
+        entry = self._entries.pop(incarnation, None)
         if entry is None:
             return
         entry.is_closed = True
@@ -106,8 +109,8 @@ class SandboxPool:
     async def close_all(self) -> None:
         """Close every session's sandbox."""
         async with asyncio.TaskGroup() as group:
-            for session_id in list(self._entries):
-                group.create_task(self.close(session_id))
+            for incarnation in list(self._entries):
+                group.create_task(self.close(incarnation))
 
     async def _open(self) -> ClosableSandbox:
         while True:
@@ -124,7 +127,7 @@ class SandboxPool:
             raise
 
     async def _make_room(self) -> None:
-        session_id = self._reclaim()
-        if session_id is not None:
-            logger.info("all sandboxes are taken, closing idle session %s", session_id)
-            await self.close(session_id)
+        incarnation = self._reclaim()
+        if incarnation is not None:
+            logger.info("all sandboxes are taken, closing idle sandbox %s", incarnation)
+            await self.close(incarnation)

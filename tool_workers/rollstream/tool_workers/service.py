@@ -63,7 +63,11 @@ async def run_tool_worker(settings: ToolWorkerSettings, kafka: KafkaSettings, st
     registry = load_tools(settings.tools)
     topic = kafka.topic(f"tool-calls.{settings.toolset}")
     async with AsyncExitStack() as stack:
-        ledger = SessionLedger(new_incarnation=lambda: uuid.uuid4().hex, remembered_results=settings.remembered_results)
+        ledger = SessionLedger(
+            new_incarnation=lambda: uuid.uuid4().hex,
+            remembered_results=settings.remembered_results,
+            remembered_bytes=settings.remembered_bytes,
+        )
         if settings.metrics_port is not None:
             stack.enter_context(served_metrics(settings.metrics_port))
         started = await start_sandboxes(settings, registry, stack)
@@ -119,14 +123,11 @@ async def start_sandboxes(
 
 
 def reclaimer(ledger: SessionLedger, settings: ToolWorkerSettings) -> Callable[[], str | None]:
-    """Chooses the session that is closed when another needs its place, and forgets it."""
+    """Chooses the session that is closed when another needs its place, and forgets it; returns its sandbox."""
 
     def reclaim() -> str | None:
         idle = ledger.idle_since(time.time() - settings.reclaimable_after_s)
-        if not idle:
-            return None
-        ledger.close(idle[0])
-        return idle[0]
+        return ledger.close(idle[0]) if idle else None
 
     return reclaim
 

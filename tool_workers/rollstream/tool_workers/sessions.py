@@ -7,7 +7,6 @@ another past than the one in the episode's journal.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,12 +15,17 @@ import msgspec
 
 from rollstream.schemas import ids
 from rollstream.schemas.tools import ToolCall, ToolResult
+from rollstream.tool_workers.result_memory import ResultMemory
+
+DEFAULT_REMEMBERED_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Run:
     """Run the call. ``commits_first``: only after its record can never be delivered again."""
 
+    incarnation: str | None = None
+    """The sandbox to run it in; None for a call without a session."""
     commits_first: bool = False
 
 
@@ -50,7 +54,7 @@ Admission = Run | Join | Replay | Refuse
 
 @dataclass
 class Session:
-    """What is remembered of one session: its state, and the results of its present turn."""
+    """What is remembered of one session: its state and its present turn."""
 
     incarnation: str
     turn: int
@@ -58,23 +62,19 @@ class Session:
     """The token that the present turn's calls carry."""
     last_used: float
     ran: set[str] = field(default_factory=set[str])
+    """All calls ever begun, the running ones among them."""
     running: set[str] = field(default_factory=set[str])
-    results: dict[str, ToolResult] = field(default_factory=dict[str, ToolResult])
+    answered: set[str] = field(default_factory=set[str])
+    """Calls of the present turn whose results are kept."""
 
     @property
     def token(self) -> str:
         """The present state."""
         return ids.session_token(self.incarnation, self.ran)
 
-    def takes(self, call: ToolCall) -> bool:
-        """Whether the call continues the present turn or begins the next one from the present state."""
-        if call.turn == self.turn and call.token == self.base:
-            return True
-        if call.token != self.token:
-            return False
-        self.base, self.turn = call.token, call.turn
-        self.results.clear()
-        return True
+    def continues(self, call: ToolCall) -> bool:
+        """Whether the call belongs to the present turn."""
+        return call.turn == self.turn and call.token == self.base
 
 
 class SessionLedger:
@@ -83,13 +83,21 @@ class SessionLedger:
     Args:
         new_incarnation: a name no sandbox ever had.
         remembered_results: results of calls without a session that are kept.
+        remembered_bytes: memory for those results, and as much again for results in sessions. A session's result that
+            had to be forgotten is lost: the call is not run again there.
     """
 
-    def __init__(self, *, new_incarnation: Callable[[], str], remembered_results: int) -> None:
+    def __init__(
+        self,
+        *,
+        new_incarnation: Callable[[], str],
+        remembered_results: int,
+        remembered_bytes: int = DEFAULT_REMEMBERED_BYTES,
+    ) -> None:
         self._new_incarnation = new_incarnation
-        self._remembered_results = remembered_results
         self._sessions: dict[str, Session] = {}
-        self._results: OrderedDict[str, ToolResult] = OrderedDict()
+        self._session_results = ResultMemory(max_results=None, max_bytes=remembered_bytes)
+        self._results = ResultMemory(max_results=remembered_results, max_bytes=remembered_bytes)
         self._running: set[str] = set()
 
     def __len__(self) -> int:
@@ -103,53 +111,66 @@ class SessionLedger:
         if call.session_id is None:
             return self._admit_without_session(call, now, is_idempotent)
         session = self._sessions.get(call.session_id)
-        if session is not None:
-            if call.call_id in session.running:
-                return Join()
-            if (known := session.results.get(call.call_id)) is not None:
-                session.last_used = now
-                return Replay(known)
+        if session is not None and call.call_id in session.ran:
+            return self._known(session, call, now)
+        # With a token the call can have run in the session it names only, and there it has not.
+        if not is_idempotent and not call.is_first and (session is None or call.token is None):
+            return _outcome_unknown(call)
         if now >= call.deadline:
             return _expired(call, now)
         if session is None:
             if call.token is not None:
                 return Refuse("session_lost", f"session {call.session_id!r} is not open on this worker")
             session = self._sessions[call.session_id] = Session(self._new_incarnation(), call.turn, None, now)
-        elif not session.takes(call):
+        elif not self._takes(session, call):
             return Refuse("session_lost", f"session {call.session_id!r} is in another state than the episode's")
         session.last_used = now
         session.ran.add(call.call_id)
         session.running.add(call.call_id)
-        return Run()
+        return Run(session.incarnation, commits_first=not is_idempotent)
 
-    def complete(self, call: ToolCall, result: ToolResult, *, now: float) -> ToolResult:
+    def complete(self, call: ToolCall, run: Run, result: ToolResult, *, now: float) -> ToolResult:
         """The call has run: remember its result, stamped with the session's incarnation and token."""
         if call.session_id is None:
             self._running.discard(call.call_id)
-            self._results[call.call_id] = result
-            while len(self._results) > self._remembered_results:
-                self._results.popitem(last=False)
+            self._results.keep(("", call.call_id), result)
             return result
-        session = self._sessions.get(call.session_id)
-        if session is None or call.call_id not in session.running:
+        session = self._open(call.session_id, run.incarnation)
+        if session is None:
             return msgspec.structs.replace(
                 result, status="session_lost", content=f"session {call.session_id!r} was closed during the call"
             )
         session.running.discard(call.call_id)
         session.last_used = now
         result = msgspec.structs.replace(result, incarnation=session.incarnation, token=session.token)
-        if call.turn == session.turn:
-            session.results[call.call_id] = result
+        if session.continues(call):
+            session.answered.add(call.call_id)
+            self._session_results.keep((session.incarnation, call.call_id), result)
         return result
 
-    def abandon(self, call: ToolCall) -> None:
-        """The call has no result worth keeping (infrastructure failed): without a session it may be run again."""
+    def withdraw(self, call: ToolCall, run: Run) -> None:
+        """The call was not run, or (without a session) its result is not worth keeping: it may be admitted again."""
         if call.session_id is None:
             self._running.discard(call.call_id)
+        elif (session := self._open(call.session_id, run.incarnation)) is not None:
+            session.running.discard(call.call_id)
+            session.ran.discard(call.call_id)
 
-    def close(self, session_id: str) -> None:
-        """Forget a session; later calls with a token are answered ``session_lost``."""
-        self._sessions.pop(session_id, None)
+    def is_open(self, session_id: str, incarnation: str | None) -> bool:
+        """Whether the session still is the one with this sandbox."""
+        return self._open(session_id, incarnation) is not None
+
+    def close(self, session_id: str, incarnation: str | None = None) -> str | None:
+        """Forget a session; later calls with a token are answered ``session_lost``.
+
+        With ``incarnation``: only if it is the one with this sandbox. Returns the sandbox that has no session now.
+        """
+        session = self._sessions.get(session_id)
+        if session is None or incarnation not in (None, session.incarnation):
+            return None
+        del self._sessions[session_id]
+        self._forget_results(session)
+        return session.incarnation
 
     def idle_since(self, moment: float) -> list[str]:
         """Sessions without a running call and unused since ``moment``, the one idle longest first."""
@@ -160,17 +181,48 @@ class SessionLedger:
         ]
         return [session_id for _, session_id in sorted(idle)]
 
+    def _known(self, session: Session, call: ToolCall, now: float) -> Admission:
+        if call.call_id in session.running:
+            return Join()
+        result = self._session_results.get((session.incarnation, call.call_id))
+        if result is None:
+            return Refuse("session_lost", f"call {call.call_id!r} has run and its result is no longer kept")
+        session.last_used = now
+        return Replay(result)
+
+    def _takes(self, session: Session, call: ToolCall) -> bool:
+        """Whether the call belongs to the present turn or begins the next one from the present state."""
+        if session.continues(call):
+            return True
+        if call.token != session.token:
+            return False
+        session.base, session.turn = call.token, call.turn
+        self._forget_results(session)
+        return True
+
+    def _forget_results(self, session: Session) -> None:
+        self._session_results.forget((session.incarnation, call_id) for call_id in session.answered)
+        session.answered.clear()
+
+    def _open(self, session_id: str, incarnation: str | None) -> Session | None:
+        session = self._sessions.get(session_id)
+        return session if session is not None and session.incarnation == incarnation else None
+
     def _admit_without_session(self, call: ToolCall, now: float, is_idempotent: bool) -> Admission:
         if call.call_id in self._running:
             return Join()
-        if (known := self._results.get(call.call_id)) is not None:
+        if (known := self._results.get(("", call.call_id))) is not None:
             return Replay(known)
+        if not is_idempotent and not call.is_first:
+            return _outcome_unknown(call)
         if now >= call.deadline:
             return _expired(call, now)
-        if not is_idempotent and not call.is_first:
-            return Refuse("outcome_unknown", f"call {call.call_id!r} of {call.tool!r} may have been run before")
         self._running.add(call.call_id)
         return Run(commits_first=not is_idempotent)
+
+
+def _outcome_unknown(call: ToolCall) -> Refuse:
+    return Refuse("outcome_unknown", f"call {call.call_id!r} of {call.tool!r} may have been run before")
 
 
 def _expired(call: ToolCall, now: float) -> Refuse:

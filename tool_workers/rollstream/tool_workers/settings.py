@@ -78,6 +78,8 @@ class ToolWorkerSettings(BaseModel):
     """What the model reads of one result: the beginning and the end."""
     remembered_results: int = Field(default=4096, ge=1)
     """Results of tools without state kept for callers that ask again."""
+    remembered_bytes: int = Field(default=64 * MIB, ge=0)
+    """Memory for those results, and as much again for the latest results in sessions."""
     drain_s: float = Field(default=30.0, ge=0)
     """How long running calls may finish after the first SIGTERM."""
     metrics_port: int | None = None

@@ -43,10 +43,9 @@ class ToolRunner:
         try:
             output = await self._run(tool, call, arguments | _injected(tool, sandbox, timeout_s), timeout_s)
         except SandboxLostError as error:
-            status: ToolStatus = "worker_error" if call.session_id is None else "session_lost"
-            output = ToolOutput(str(error), status)
+            output = _unfinished(tool, error, "worker_error" if call.session_id is None else "session_lost")
         except (TransientError, IsolationError) as error:
-            output = ToolOutput(str(error), "worker_error")
+            output = _unfinished(tool, error, "worker_error")
         except ToolError as error:
             output = ToolOutput(f"Error: {error}", "error")
         except Exception as error:
@@ -134,6 +133,13 @@ def _injected(tool: Tool, sandbox: Sandbox | None, timeout_s: float) -> dict[str
     if tool.time_limit_parameter is not None:
         given[tool.time_limit_parameter] = TimeLimit(timeout_s)
     return given
+
+
+def _unfinished(tool: Tool, error: Exception, status: ToolStatus) -> ToolOutput:
+    """It has begun and infrastructure failed: nobody knows how far a harmful call has come."""
+    if tool.is_idempotent:
+        return ToolOutput(str(error), status)
+    return ToolOutput(f"{tool.name} may have done what it was asked for: {error}", "outcome_unknown")
 
 
 def _as_output(value: Any) -> ToolOutput:
