@@ -46,6 +46,11 @@ COMMANDS = (
     ),
     LazyCommand("tool-worker", "rollstream.cli.tool_worker:tool_worker_command", "Run tool calls in sandboxes."),
     LazyCommand("trajectories", "rollstream.cli.trajectories:trajectories_app", "Follow and export trajectories."),
+    LazyCommand(
+        "dead-letters",
+        "rollstream.cli.dead_letters:dead_letters_app",
+        "List, show, replay and drop records that could not be processed.",
+    ),
     LazyCommand("schemas", "rollstream.cli.schemas:schemas_app", "Write and check the JSON Schemas of all messages."),
     LazyCommand("version", "rollstream.cli.version:version_command", "Print versions of RollStream and its engine."),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Annotated
 
 import msgspec
@@ -13,9 +14,14 @@ from rich.console import Console
 from rollstream.cli.settings import load_settings
 from rollstream.cli.status_report import GroupLag, StatusReport, build_report, report_table
 from rollstream.schemas.control import Pause, PolicyVersion, ProducerProgress, TrainerProgress, WorkerStatus
+from rollstream.schemas.errors import SettingsError, TransientError
 from rollstream.transport.control import ControlFollower
+from rollstream.transport.dead_letter_box.log import read_box
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.topic_admin import consumer_lag
+
+COUNT_S = 3.0
+"""Counting dead letters means reading them."""
 
 
 def status_command(
@@ -23,18 +29,31 @@ def status_command(
     prefix: Annotated[str | None, typer.Option(help="Prefix of all topics.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Show lag, running episodes, workers, policy versions, trainer and producers."""
+    """Show lag, running episodes, workers, policy versions, trainer, producers and open dead letters."""
     settings = load_settings({"kafka": {"bootstrap": bootstrap, "prefix": prefix}})
     report = asyncio.run(_now(settings.kafka))
     if as_json:
         typer.echo(msgspec.json.encode(report).decode())
     else:
         Console().print(report_table(report))
+        if report.dead_letters_open is None:
+            typer.echo(f"dead letters could not be counted within {COUNT_S:g} s", err=True)
 
 
 async def _now(kafka: KafkaSettings) -> StatusReport:
     async with ControlFollower(kafka) as control:
-        return await gather_report(kafka, control)
+        report = await gather_report(kafka, control)
+    return replace(report, dead_letters_open=await open_dead_letters(kafka))
+
+
+async def open_dead_letters(kafka: KafkaSettings) -> int | None:
+    """How many letters nothing was done with; None: there are too many to count them here, or it cannot be done now."""
+    try:
+        async with asyncio.timeout(COUNT_S):
+            counts = (await read_box(kafka)).counts()
+    except (TimeoutError, SettingsError, TransientError):
+        return None
+    return counts["open"] + counts["replaying"]
 
 
 async def gather_report(kafka: KafkaSettings, control: ControlFollower) -> StatusReport:

@@ -58,6 +58,8 @@ class StatusReport:
     trainer: TrainerReport | None
     producers: tuple[ProducerReport, ...]
     is_paused: bool
+    dead_letters_open: int | None = None
+    """None: not counted."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,8 @@ def _header(report: StatusReport) -> RenderableType:
     rows.append(("running", f"{report.episodes_running} episodes, {report.tool_calls_running} tool calls"))
     if report.is_paused:
         rows.append(("paused", "producers wait"))
+    if report.dead_letters_open:
+        rows.append(("dead letters", f"{report.dead_letters_open} open: rollstream dead-letters list"))
     for label, text in rows:
         grid.add_row(Text(label, style="dim"), Text(text))
     return grid

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import typer
@@ -17,9 +15,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from rollstream.cli.points_in_time import point_in_time
 from rollstream.cli.settings import load_settings
 from rollstream.cli.stop_signals import stop_on_signals
-from rollstream.schemas.errors import InvalidMessageError, SettingsError
+from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.transport.records import Record, decode_record, record_place
 from rollstream.transport.settings import KafkaSettings
@@ -28,7 +27,6 @@ trajectories_app = typer.Typer(no_args_is_help=True)
 
 SHOWN = 20
 FETCH_WAIT_S = 0.25
-UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Bootstrap = Annotated[str | None, typer.Option(help="Kafka, host:port; default: the local broker.")]
 Prefix = Annotated[str | None, typer.Option(help="Prefix of all topics.")]
@@ -47,7 +45,9 @@ def tail(
 ) -> None:
     """Show trajectories as they arrive, until Ctrl-C; without --since only new ones."""
     kafka = load_settings({"kafka": {"bootstrap": bootstrap, "prefix": prefix}}).kafka
-    asyncio.run(_tail(kafka, run, _since_s(since), as_json=as_json or not Console().is_terminal, limit=limit))
+    asyncio.run(
+        _tail(kafka, run, point_in_time(since, "--since"), as_json=as_json or not Console().is_terminal, limit=limit)
+    )
 
 
 @trajectories_app.command()
@@ -62,7 +62,7 @@ def export(
 ) -> None:
     """Write every trajectory once, from the earliest to the present end: one row per sample, arrays as lists."""
     kafka = load_settings({"kafka": {"bootstrap": bootstrap, "prefix": prefix}}).kafka
-    summary = asyncio.run(_export(kafka, target, file_format, run, _since_s(since), follow=follow))
+    summary = asyncio.run(_export(kafka, target, file_format, run, point_in_time(since, "--since"), follow=follow))
     typer.echo(summary)
 
 
@@ -174,15 +174,3 @@ def _table(newest: deque[dict[str, Any]], count: int) -> Table:
             facts["worker_id"],
         )
     return table
-
-
-def _since_s(since: str | None) -> float | None:
-    """Unix seconds."""
-    if since is None:
-        return None
-    if matched := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", since):
-        return time.time() - float(matched[1]) * UNITS_S[matched[2]]
-    try:
-        return datetime.fromisoformat(since).timestamp()
-    except ValueError as error:
-        raise SettingsError(f"--since {since!r}: expected 90s, 15m, 2h, 1d or an ISO time") from error

@@ -17,7 +17,7 @@ from rollstream.schemas.errors import InvalidMessageError
 
 LetterState = Literal["open", "replaying", "replayed", "dropped"]
 """``replaying``: it is decided how it is sent again, but not known to be done; repeat the replay."""
-UNDECIDED: frozenset[LetterState] = frozenset({"open", "replaying"})
+UNDECIDED: tuple[LetterState, ...] = ("open", "replaying")
 
 
 class LetterId(NamedTuple):
