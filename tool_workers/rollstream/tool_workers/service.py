@@ -2,8 +2,9 @@
 
 Duty: run the calls of one toolset, model-written code only in sandboxes, and answer each to where its caller listens.
 
-Invariants: results before offsets; a known call is answered from memory; a session is only continued from the state its
-episode knows; a record that cannot be a call goes to the dead letters; infrastructure failures are never text.
+Invariants: results before offsets, but a harmful call's offset before the call; a known call is answered from memory;
+a session is only continued from the state its episode knows; a record that cannot be a call goes to the dead letters;
+infrastructure failures are never text.
 
 Crash: sandboxes die with the process; unfinished calls are delivered to the next owner, which opens a sandbox for a
 first call and answers ``session_lost`` for others. Rebalance: nothing to do, sessions stay until they are idle. Drain:
@@ -29,6 +30,7 @@ from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.tools import ToolCall
 from rollstream.tool_workers import metrics
 from rollstream.tool_workers.call_handling import CallHandler
+from rollstream.tool_workers.call_intake import CallIntake
 from rollstream.tool_workers.registry import ToolRegistry, load_tools
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory
 from rollstream.tool_workers.sandbox.self_test import check_isolation
@@ -39,7 +41,6 @@ from rollstream.tool_workers.settings import ToolWorkerSettings
 from rollstream.tool_workers.tool_runner import ToolRunner
 from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.heartbeat import beat, say
-from rollstream.transport.intake import GroupIntake
 from rollstream.transport.metrics import served_metrics
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record, decode_record
@@ -82,7 +83,7 @@ async def run_tool_worker(settings: ToolWorkerSettings, kafka: KafkaSettings, st
         await stack.enter_async_context(dead_letters)
         runner = ToolRunner(worker_id=settings.worker_id, max_output_chars=settings.max_output_chars)
         handler = CallHandler(registry, ledger, runner, sandboxes, publisher)
-        intake = GroupIntake(
+        intake = CallIntake(
             kafka,
             [topic],
             group_id=kafka.group(f"tool-workers.{settings.toolset}"),
@@ -139,7 +140,7 @@ class ToolWorker:
         self,
         settings: ToolWorkerSettings,
         kafka: KafkaSettings,
-        intake: GroupIntake,
+        intake: CallIntake,
         handler: CallHandler,
         publisher: Publisher,
         dead_letters: DeadLetterOffice,
@@ -206,9 +207,7 @@ class ToolWorker:
         partition = TopicPartition(record.topic, record.partition)
 
         async def commit_first() -> bool:
-            return await self._intake.commit_through(
-                partition, record.offset, deadline_s=max(0.0, call.deadline - time.time())
-            )
+            return await self._intake.claim(partition, record.offset, deadline_s=max(0.0, call.deadline - time.time()))
 
         try:
             call = decode_record(record, ToolCall)
