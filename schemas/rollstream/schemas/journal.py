@@ -56,6 +56,8 @@ class AttemptFailure(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["infrastructure", "data"]
     type: str
     message: str
+    stack: str = ""
+    """Its last part, for the dead letter."""
 
 
 class TerminalRecord(msgspec.Struct, frozen=True, kw_only=True):
