@@ -23,11 +23,12 @@ from rollstream.rollout_workers.episode import Episode
 from rollstream.rollout_workers.terminal_records import UNPUBLISHED, read_trajectory
 from rollstream.rollout_workers.trajectory_assembly import Ending, EpisodeTimes, Failures, assemble, failed
 from rollstream.schemas.codec import EncodedRecord
-from rollstream.schemas.errors import DataError, EngineDeadError, InvalidMessageError
+from rollstream.schemas.errors import EngineDeadError, InvalidMessageError
 from rollstream.schemas.journal import AttemptFailure, JournalKind, JournalRecord, StartFacts, TerminalRecord
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.transport.acknowledgement import until_acknowledged
+from rollstream.transport.dead_letters import Cause
 from rollstream.transport.journal.journal import Journal
 from rollstream.transport.journal.task_state import AttemptOverError, StartKey, TaskState
 from rollstream.transport.records import Record, decode_record, record_headers
@@ -135,7 +136,8 @@ class TaskInHand:
         kind = failure_kind(error)
         metrics.FAILED_ATTEMPTS.labels(kind).inc()
         logger.warning("attempt %d failed (%s): %r", identity.attempt, kind, error)
-        failure = AttemptFailure(kind=kind, type=type(error).__name__, message=str(error)[:MAX_MESSAGE_CHARS])
+        cause = Cause.of(error)
+        failure = AttemptFailure(kind=kind, type=cause.type, message=cause.text[:MAX_MESSAGE_CHARS], stack=cause.stack)
         # In the slot of the effect that failed: another worker's success there is worth more than our failure.
         key = log.failed_path if kind == "infrastructure" else ""
         await self._append("attempt_end", identity, key=key, payload=failure)
@@ -150,11 +152,11 @@ class TaskInHand:
         await self._append("end", identity, payload=await self._handler.terminal_records.of(trajectory))
 
     async def _leave_unread(self, identity: AttemptIdentity, error: InvalidMessageError) -> None:
-        await self._bury(error)
+        await self._bury(Cause.of(error))
         await self._append("end", identity, payload=UNPUBLISHED)
 
     async def _abandon(self, failure: AttemptFailure) -> None:
-        await self._bury(DataError(f"{failure.type}: {failure.message}"))
+        await self._bury(Cause(failure.type, failure.message, failure.stack))
         await self._append("end", self._begun, payload=UNPUBLISHED)
 
     async def _publish(self, end: TerminalRecord) -> None:
@@ -165,7 +167,9 @@ class TaskInHand:
             )
             trajectory = read_trajectory(end)
             if trajectory.error is not None:
-                await self._bury(DataError(f"{trajectory.error.type}: {trajectory.error.message}"))
+                last = self._state.failure
+                stack = last.stack if last is not None and last.type == trajectory.error.type else ""
+                await self._bury(Cause(trajectory.error.type, trajectory.error.message, stack))
             self._count(trajectory)
         await self._append("done", self._begun)
 
@@ -184,11 +188,11 @@ class TaskInHand:
             )
         )
 
-    async def _bury(self, error: Exception) -> None:
+    async def _bury(self, cause: Cause) -> None:
         record, state = self._record, self._state
         self._handler.stats.dead_letters += 1
-        logger.error("task %s/%d/%d: %s", record.topic, record.partition, record.offset, error)
-        await self._handler.dead_letters.bury(record, error, attempts=max(1, state.infra + state.data))
+        logger.error("task %s/%d/%d: %s: %s", record.topic, record.partition, record.offset, cause.type, cause.text)
+        await self._handler.dead_letters.bury(record, cause, attempts=max(1, state.infra + state.data))
 
     @property
     def _state(self) -> TaskState:

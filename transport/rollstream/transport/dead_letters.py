@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from dataclasses import dataclass
 from types import TracebackType
 
 import msgspec
@@ -34,6 +35,21 @@ HEADER_FRAME_BYTES = 16
 """Lengths around a header."""
 SMALLEST_LIMIT_BYTES = 512 * 1024
 """Fits even where the topic was made with the broker's default limit of a mebibyte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a record is given up, where the exception itself is no longer at hand."""
+
+    type: str
+    text: str
+    stack: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Cause:
+        """What is kept of an exception: of a long text the beginning, of a long stack the end."""
+        stack = "".join(traceback.format_exception(error))
+        return cls(type(error).__name__, _encodable(str(error)[:MAX_ERROR_CHARS]), _encodable(stack[-MAX_STACK_CHARS:]))
 
 
 class DeadLetterOffice:
@@ -66,7 +82,7 @@ class DeadLetterOffice:
         await self._publisher.__aexit__(exc_type, exc, tb)
 
     async def bury(
-        self, record: Record, error: BaseException, *, attempts: int = 1, deadline_s: float | None = None
+        self, record: Record, error: BaseException | Cause, *, attempts: int = 1, deadline_s: float | None = None
     ) -> RecordPlace:
         """Return when the letter is acknowledged; only then may the record's offset be passed.
 
@@ -106,10 +122,10 @@ class DeadLetterOffice:
 
 
 def dead_letter(
-    record: Record, error: BaseException, *, role: str, worker_id: str, attempts: int, failed_at: float
+    record: Record, error: BaseException | Cause, *, role: str, worker_id: str, attempts: int, failed_at: float
 ) -> DeadLetter:
-    """The letter for a record. Pure. Of a long error the beginning is kept, of a long stack the end."""
-    stack = "".join(traceback.format_exception(error))
+    """The letter for a record. Pure."""
+    cause = error if isinstance(error, Cause) else Cause.of(error)
     return DeadLetter(
         origin_topic=record.topic,
         origin_partition=record.partition,
@@ -119,9 +135,9 @@ def dead_letter(
         headers=record_headers(record),
         role=role,
         worker_id=worker_id,
-        error_type=type(error).__name__,
-        error=_encodable(str(error)[:MAX_ERROR_CHARS]),
-        stack=_encodable(stack[-MAX_STACK_CHARS:]),
+        error_type=cause.type,
+        error=cause.text,
+        stack=cause.stack,
         attempts=attempts,
         failed_at=failed_at,
     )
