@@ -140,3 +140,26 @@ def test_records_read_again_are_not_counted_again(groups: int, copies: int, seed
             break
     stats = trainer.former.stats()
     assert (stats.consumed, stats.duplicates_dropped) == (2 * groups, copies)
+
+
+def test_after_a_restore_no_batch_is_formed_before_all_is_read_again(make_trajectory: Make) -> None:
+    """Group 0 was ready at the checkpoint, so it belongs into the next batch, whatever is read first now."""
+    options = TrainerSettings(groups_per_batch=2, max_staleness=None)
+    log = {
+        0: [make_trajectory(0, 0), make_trajectory(0, 1)],
+        1: [make_trajectory(g, m) for g in (1, 2) for m in (0, 1)],
+    }
+    before = BatchFormer(options, TOPIC)
+    before.begin_at({0: 0, 1: 0})
+    for offset, record in enumerate(log[0]):
+        before.add(record, 0, offset, now_s=0)
+    assert before.next_batch() is None
+    after = BatchFormer(options, TOPIC, before.state())
+    for offset, record in enumerate(log[1]):
+        after.add(record, 1, offset, now_s=0)
+        assert after.next_batch() is None
+    for offset, record in enumerate(log[0]):
+        after.add(record, 0, offset, now_s=0)
+    batch = after.next_batch()
+    assert batch is not None
+    assert [group.group_index for group in batch.groups] == [0, 1]

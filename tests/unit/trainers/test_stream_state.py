@@ -53,3 +53,34 @@ def test_something_else_is_refused(state: dict[str, Any]) -> None:
 def test_a_state_of_a_later_format_is_refused() -> None:
     with pytest.raises(SettingsError, match="format 2"):
         StreamState.from_dict({**STATE.to_dict(), "format": 2}, topic="t", run_id="run")
+
+
+def state_at(position: int, read_to: int, marks: dict[int, int]) -> StreamState:
+    return StreamState(
+        topic="t",
+        run_id=None,
+        positions={0: position},
+        read_to={0: read_to},
+        closed={},
+        lineage=0,
+        version=0,
+        forks=[],
+        policy=None,
+        counts=Counts(),
+        marks=marks,
+    )
+
+
+def test_reading_begins_one_record_earlier_where_only_that_one_can_show_that_the_log_is_the_same() -> None:
+    assert state_at(5, 5, {0: 99}).starts({0: 0}) == {0: 4}
+    assert state_at(3, 5, {0: 99}).starts({0: 0}) == {0: 3}, "the marked record is read again anyway"
+    assert state_at(5, 5, {0: 99}).starts({0: 5}) == {0: 5}, "it is deleted, which is no loss"
+    assert state_at(5, 5, {}).starts({0: 0}) == {0: 5}
+
+
+def test_the_record_before_the_checkpoint_tells_a_topic_that_was_made_anew() -> None:
+    state = state_at(3, 5, {0: 99})
+    assert state.is_of_other_log(0, 4, 98)
+    assert not state.is_of_other_log(0, 4, 99)
+    assert not state.is_of_other_log(0, 3, 98)
+    assert not state_at(3, 5, {}).is_of_other_log(0, 4, 98)

@@ -32,7 +32,7 @@ from rollstream.transport.topic_admin import list_topics
 
 logger = logging.getLogger(__name__)
 
-LOOK_DEADLINE_S = 30.0
+LOOK_DEADLINE_S = 10.0
 LEAVE_S = 2.0
 """For the look under way: cancelled in the middle, a client that is being started leaves its connection open."""
 AGE_STEPS = 8
