@@ -6,7 +6,7 @@ COMPILE = uv pip compile pyproject.toml requirements/build.in --extra datasets -
 WORKSHOP = --extra broker --extra plots --group dev
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint types format bench requirements clean
+.PHONY: help env demo test lint types format bench chaos requirements clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
@@ -34,6 +34,10 @@ format: env ## rewrite what ruff can
 
 bench: env ## the figures: a table and runs/bench/latest.json
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+chaos: env ## kill everything at random moments; KILLS=50 SEED=0 ENGINE=scripted|vllm MINUTES=5
+	$(BIN)/python tests/chaos/run.py $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ENGINE),--engine $(ENGINE)) $(if $(MINUTES),--minutes $(MINUTES)) $(CHAOS_ARGS)
 
 requirements: ## pin again after a change of dependencies; needs uv
 	$(COMPILE) $(WORKSHOP) --extra cpu --output-file requirements/cpu.txt

@@ -78,6 +78,7 @@ class Injury:
         until: Unix seconds at which everything was as before.
         killed: processes that ended by a kill -9 or a second SIGTERM.
         late_s: how much longer than allowed a process took to leave; 0: in time.
+        said: last words of a process that ended by itself.
     """
 
     role: Role
@@ -88,6 +89,7 @@ class Injury:
     until: float
     killed: int = 0
     late_s: float = 0.0
+    said: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ def report_table(report: Report) -> Group:
     for role, kinds in report.kills.items():
         table.add_row(f"hurt: {role}", str(sum(kinds.values())), ", ".join(f"{k} {n}" for k, n in kinds.items()))
     table.add_row("processes killed", str(report.processes_killed), "")
-    table.add_row("ended by themselves", str(report.crashes), "")
+    table.add_row("ended by themselves", str(len(report.crashes)), "")
     table.add_section()
     table.add_row("tasks / trajectories", f"{report.tasks} / {report.episodes}", "equal")
     endings = f"{report.completed} / {report.truncated} / {report.aborted} / {report.failed}"

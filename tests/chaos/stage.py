@@ -271,13 +271,15 @@ class Stage:
         while True:
             for member in cluster.members:
                 if member.has_crashed and member.running is not None:
-                    dead, at = member.running, time.time()
+                    dead, at, said = member.running, time.time(), member.last_words(lines=1)
                     member.is_being_hurt = True
                     view.crashed(member.name)
                     await asyncio.sleep(CRASH_PAUSE_S)
                     await member.start()
                     member.is_being_hurt = False
-                    cluster.injuries.append(Injury(member.role, "crash", dead.name, dead.pid, at, time.time()))
+                    cluster.injuries.append(
+                        Injury(member.role, "crash", dead.name, dead.pid, at, time.time(), said=said)
+                    )
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _show(self, cluster: Cluster, view: LiveView) -> None:

@@ -16,6 +16,8 @@ TAKEOVER_GRACE_S = 3.0
 RECOVERED_SHARE = 0.8
 RATE_WINDOW_S = 5.0
 EXAMPLES = 3
+WORKING = frozenset({"rollout-worker", "tool-worker", "broker"})
+"""Roles whose injuries hold episodes up."""
 DEATHS = frozenset({"kill", "kill_replaced", "term_twice", "crash"})
 """Injuries after which a worker is gone at once: their takeover times are what the bar is about."""
 
@@ -26,6 +28,7 @@ class Report:
 
     Attributes:
         kills: injuries by role and kind; ``processes_killed`` of them ended a process at once.
+        crashes: processes that ended though nobody had hurt them, with their last words.
         lost: tasks without a trajectory.
         untrained: trainable trajectories that never reached the trainer.
         trained_twice: further appearances of a trajectory in the trainer's ledger.
@@ -50,7 +53,7 @@ class Report:
     kills: dict[str, dict[str, int]]
     injuries: int
     processes_killed: int
-    crashes: int
+    crashes: list[str]
     tasks: int
     episodes: int
     completed: int
@@ -120,7 +123,7 @@ def judge(evidence: Evidence, *, seed: int, engine: str, session_timeout_s: floa
         kills=_by_role_and_kind(evidence.injuries),
         injuries=len(evidence.injuries),
         processes_killed=sum(injury.killed for injury in evidence.injuries),
-        crashes=sum(injury.kind == "crash" for injury in evidence.injuries),
+        crashes=[f"{injury.worker}: {injury.said}" for injury in evidence.injuries if injury.kind == "crash"],
         tasks=len(tasks),
         episodes=len(first),
         completed=statuses["completed"],
@@ -233,7 +236,9 @@ class _Cost:
         """Count."""
         injuries = [i for i in evidence.injuries if i.role == "rollout-worker" and i.kind not in HARMLESS]
         published = {each: record.at for each, record in first.items()}
-        takeovers = find_takeovers(evidence.begun, published, injuries, evidence.injuries)
+        takeovers = find_takeovers(
+            evidence.begun, published, injuries, [i for i in evidence.injuries if i.role in WORKING]
+        )
         repetitions = find_repetitions(evidence.begun, _moments(evidence.injuries, session_timeout_s))
         deaths = [t for t in takeovers if t.injury.kind in DEATHS]
         return cls(
