@@ -83,7 +83,12 @@ class Episode:
         self._effects = EffectSequence(shared.log, lane)
         self._sample = SampleBuilder(prompt_ids)
         self._tools = ToolCalls(
-            shared.task, shared.identity.birth, shared.services.tools, lane=lane, clock=shared.services.clock
+            shared.task,
+            shared.identity.birth,
+            shared.services.tools,
+            lane=lane,
+            clock=shared.services.clock,
+            monotonic=shared.services.monotonic,
         )
         self._last_ids: list[int] = list(parent._last_ids) if parent is not None else []
         self._texts: list[str] = []

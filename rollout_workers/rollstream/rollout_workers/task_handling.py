@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 from rollstream.rollout_workers import metrics
@@ -23,10 +24,10 @@ from rollstream.rollout_workers.suspects import SuspectGate
 from rollstream.rollout_workers.task_in_hand import TaskInHand, journal_id
 from rollstream.rollout_workers.terminal_records import TerminalRecords
 from rollstream.rollout_workers.trajectory_assembly import WorkerFacts
-from rollstream.transport.dead_letters import DeadLetterOffice
+from rollstream.schemas.codec import EncodedRecord
+from rollstream.transport.dead_letters import Cause
 from rollstream.transport.journal.journal import Journal
 from rollstream.transport.journal.task_state import AttemptOverError
-from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record
 from rollstream.transport.telemetry import log_context
 
@@ -44,6 +45,22 @@ class HandlingStats:
     """Attempts gone on with that had got somewhere before, here or elsewhere."""
 
 
+class TrajectoryPublishing(Protocol):
+    """Sends trajectories; a ``Publisher`` does."""
+
+    async def publish(self, message: EncodedRecord, *, topic: str, key: str, partition: int) -> object:
+        """Return when the broker has acknowledged it. Raises TransientError."""
+        ...
+
+
+class Burying(Protocol):
+    """Keeps what cannot be processed; a ``DeadLetterOffice`` does."""
+
+    async def bury(self, record: Record, error: Cause, *, attempts: int) -> object:
+        """Return when the letter is acknowledged."""
+        ...
+
+
 @dataclass(frozen=True)
 class TaskHandler:
     """What all tasks of a worker share."""
@@ -53,8 +70,8 @@ class TaskHandler:
     budgets: AttemptBudgets
     journal_of: Callable[[int], Journal]
     """The journal of an owned partition."""
-    publisher: Publisher
-    dead_letters: DeadLetterOffice
+    publisher: TrajectoryPublishing
+    dead_letters: Burying
     handovers: Handovers
     terminal_records: TerminalRecords
     writer: str

@@ -77,22 +77,25 @@ class ToolSession:
             return None
         return ids.session_token(self._incarnation, self._answered)
 
-    def advance(self, answered: Mapping[str, Observation]) -> None:
-        """Take note of a turn's answers by call id.
+    def check(self, answers: Sequence[Observation]) -> None:
+        """Before a turn's answers are recorded.
 
         Raises:
             SessionLostError: they come from another sandbox than the turns before, or from several.
         """
+        incarnations = {answer.incarnation for answer in answers if answer.incarnation is not None}
+        if len(incarnations | ({self._incarnation} - {None})) > 1:
+            raise SessionLostError(
+                f"session {self.session_id!r} was answered by sandboxes {sorted(incarnations)}, its state is in "
+                f"{self._incarnation!r}"
+            )
+
+    def advance(self, answered: Mapping[str, Observation]) -> None:
+        """Take note of a turn's recorded answers by call id."""
         for call_id, observation in answered.items():
-            if observation.incarnation is None:
-                continue
-            if self._incarnation not in (None, observation.incarnation):
-                raise SessionLostError(
-                    f"session {self.session_id!r} was answered by sandbox {observation.incarnation!r}, its state is in "
-                    f"{self._incarnation!r}"
-                )
-            self._incarnation = observation.incarnation
-            self._answered.append(call_id)
+            if observation.incarnation is not None:
+                self._incarnation = observation.incarnation
+                self._answered.append(call_id)
 
 
 class ToolCalls:
@@ -106,7 +109,9 @@ class ToolCalls:
         *,
         lane: str = "",
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._monotonic = monotonic
         self._task = task
         self._birth = birth
         self._lane = lane
@@ -133,9 +138,10 @@ class ToolCalls:
             is_first: nobody but us can ever have sent them: we have just sampled them ourselves.
 
         Raises:
-            TransientError: a call was not answered, or not by a tool; SessionLostError if its session is gone.
+            TransientError: a call was not answered, or not by a tool; SessionLostError if its session is gone, or is
+                another sandbox than before.
         """
-        started = time.monotonic()
+        started = self._monotonic()
         try:
             async with asyncio.TaskGroup() as group:
                 running = [
@@ -144,7 +150,9 @@ class ToolCalls:
                 ]
         except ExceptionGroup as failures:
             raise deciding_failure(failures) from failures
-        return TurnObservations([task.result() for task in running], time.monotonic() - started)
+        answers = [task.result() for task in running]
+        self._session.check(answers)
+        return TurnObservations(answers, self._monotonic() - started)
 
     def advance(self, turn: int, requests: Sequence[ToolRequest], answers: Sequence[Observation]) -> None:
         """The answers are recorded: the next turn's calls expect the session in the state after them."""

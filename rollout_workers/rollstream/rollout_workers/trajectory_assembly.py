@@ -64,7 +64,9 @@ def assemble(
     """Put the terminal record of a task together. ``episode`` is None iff nothing may be trained on."""
     lanes: Sequence[Episode] = episode.lanes if episode is not None else ()
     samples = _samples(lanes)
-    versions = [(span.lineage, span.version) for sample in samples for span in sample.version_spans] or [(0, 0)]
+    spans = [span for sample in samples for span in sample.version_spans]
+    lineage = max((span.lineage for span in spans), default=0)
+    versions = [span.version for span in spans if span.lineage == lineage] or [0]
     turns = [turn for sample in samples for turn in sample.turns]
     return Trajectory(
         run_id=task.run_id,
@@ -84,9 +86,9 @@ def assemble(
         num_turns=len(turns),
         attempt=identity.attempt,
         birth=identity.birth,
-        lineage=max(versions)[0],
-        policy_version_min=min(versions)[1],
-        policy_version_max=max(versions)[1],
+        lineage=lineage,
+        policy_version_min=min(versions),
+        policy_version_max=max(versions),
         infra_failures=failures.infra,
         data_failures=failures.data,
         model=facts.model,

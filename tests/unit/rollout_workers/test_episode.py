@@ -9,13 +9,16 @@ import pytest
 
 from rollstream.rollout_workers.agents import find_agent, react
 from rollstream.rollout_workers.byte_chat_format import ByteChatFormat
-from rollstream.rollout_workers.effects import EffectLog, MemoryEffectLog
-from rollstream.rollout_workers.episode import AttemptIdentity, Episode, EpisodeCut, EpisodeServices
+from rollstream.rollout_workers.effects import AttemptIdentity, EffectLog
+from rollstream.rollout_workers.episode import Episode, EpisodeServices
+from rollstream.rollout_workers.episode_limits import EpisodeCut
 from rollstream.rollout_workers.scripted_engine import LatencyProfile, ScriptedEngine, ScriptPrompt
 from rollstream.schemas import ids
 from rollstream.schemas.errors import DataError, SessionLostError, TransientError
+from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.tasks import ChatMessage, EpisodeLimits, RolloutTask, SamplingParams, ToolSpec
 from rollstream.schemas.tools import ToolCall, ToolResult, ToolStatus
+from rollstream.transport.journal.task_state import TaskState
 
 CALCULATOR = ToolSpec(name="calculator", description="", parameters={})
 BASH = ToolSpec(name="bash", description="", parameters={}, is_stateful=True, toolset="code")
@@ -70,18 +73,35 @@ def task(*, tools: tuple[ToolSpec, ...] = (CALCULATOR, BASH), limits: EpisodeLim
     )
 
 
+class AttemptJournal:
+    """A journal in which attempt 1 of one task has begun, at offset 77."""
+
+    def __init__(self) -> None:
+        self._state = TaskState(first_offset=77, task_offset=0, births={1: 77})
+
+    def state(self, trajectory_id: str) -> TaskState:
+        return self._state
+
+    async def append(self, record: JournalRecord) -> TaskState:
+        self._state.apply(78, record)
+        return self._state
+
+
 def episode(
     script: Callable[[ScriptPrompt], str],
     tools: Tools | None = None,
     *,
     of: RolloutTask | None = None,
-    log: EffectLog | None = None,
+    journal: AttemptJournal | None = None,
     latency: LatencyProfile | None = None,
     max_model_len: int = 32768,
 ) -> Episode:
     engine = ScriptedEngine(script, latency=latency, max_model_len=max_model_len)
     services = EpisodeServices(engine, ByteChatFormat(), tools or Tools())
-    return Episode(of or task(), services, AttemptIdentity(1, 77), log or MemoryEffectLog())
+    identity, of = AttemptIdentity(1, 77), of or task()
+    return Episode(
+        of, services, identity, EffectLog(journal or AttemptJournal(), of.trajectory_id, identity, writer="w")
+    )
 
 
 async def test_react_calls_tools_until_a_turn_calls_none() -> None:
@@ -242,14 +262,14 @@ async def test_answers_of_tools_become_text_whatever_they_say(status: ToolStatus
 
 
 async def test_replay_from_the_log_asks_neither_engine_nor_tools() -> None:
-    log, tools = MemoryEffectLog(), Tools()
-    first = episode(saying(call_text("bash"), call_text(), "It is 2."), tools, log=log)
+    journal, tools = AttemptJournal(), Tools()
+    first = episode(saying(call_text("bash"), call_text(), "It is 2."), tools, journal=journal)
     await react(first)
 
     def refuse(prompt: ScriptPrompt) -> str:
         raise AssertionError("the engine was asked")
 
-    second = episode(refuse, Tools("worker_error"), log=log)
+    second = episode(refuse, Tools("worker_error"), journal=journal)
     await react(second)
     one, two = first.sample.build(), second.sample.build()
     assert one is not None
@@ -260,15 +280,81 @@ async def test_replay_from_the_log_asks_neither_engine_nor_tools() -> None:
 
 
 async def test_time_and_randomness_are_the_same_on_replay() -> None:
-    log = MemoryEffectLog()
-    first, second = episode(saying("x"), log=log), episode(saying("x"), log=log)
+    journal = AttemptJournal()
+    first, second = episode(saying("x"), journal=journal), episode(saying("x"), journal=journal)
     assert await first.now() == await second.now()
     assert first.random.random() == second.random.random()
 
 
-def test_a_prompt_that_does_not_fit_is_an_error_of_the_task() -> None:
+async def test_a_prompt_that_does_not_fit_is_an_error_of_the_task() -> None:
     with pytest.raises(DataError, match=r"max_model_len is 10: shorten it"):
-        episode(saying("x"), max_model_len=10)
+        await episode(saying("x"), max_model_len=10).generate()
+
+
+async def test_what_a_model_with_a_longer_context_has_said_is_replayed_by_one_with_a_shorter() -> None:
+    journal = AttemptJournal()
+    first = episode(saying(call_text(), "It is 2."), journal=journal)
+    await react(first)
+    second = episode(saying("never asked"), journal=journal, max_model_len=len(first.sample.ids) - 20)
+    await react(second)
+    assert second.texts == first.texts
+
+
+async def test_time_spent_before_a_takeover_counts_and_waiting_for_it_does_not() -> None:
+    journal = AttemptJournal()
+    slow = LatencyProfile(token_s=0.002)
+    limits = EpisodeLimits(wall_clock_s=0.5)
+    first = episode(saying(call_text()), of=task(limits=limits), latency=slow, journal=journal)
+    turn = await first.generate()
+    await first.call_tools(turn.tool_calls)
+    spent_s = first.sample.num_turns and (first.sample.build() or pytest.fail("nothing sampled")).turns[0].generate_s
+    assert 0 < spent_s < 0.5
+    second = episode(saying(call_text(), "x" * 390), of=task(limits=limits), latency=slow, journal=journal)
+    with pytest.raises(EpisodeCut) as cut:
+        await react(second)
+    assert cut.value.reason == "wall_clock"
+    sample = second.sample.build()
+    assert sample is not None
+    assert sample.turns[0].generate_s == spent_s
+    assert sample.turns[-1].generate_s < 0.5
+
+
+async def test_only_calls_that_were_sampled_here_and_now_are_marked_as_first() -> None:
+    journal, one, two = AttemptJournal(), Tools(), Tools()
+    first = episode(saying(call_text("bash"), call_text("bash"), "ok"), one, journal=journal)
+    turn = await first.generate()
+    await first.call_tools(turn.tool_calls)
+    await first.generate()
+    second = episode(saying(call_text("bash"), call_text("bash"), "ok"), two, journal=journal)
+    await react(second)
+    assert [call.is_first for call, _ in one.calls] == [True]
+    assert [call.is_first for call, _ in two.calls] == [False]
+
+
+async def test_branches_have_sessions_and_samples_of_their_own_and_replay_in_any_order() -> None:
+    def script(prompt: ScriptPrompt) -> str:
+        return "done" if "answer" in prompt.text else call_text("bash", "ls") if "list" in prompt.text else "I list"
+
+    async def run(agent: Episode, order: tuple[int, ...]) -> None:
+        turn = await agent.generate()
+        assert turn.text == "I list"
+        lanes = [agent.branch([ChatMessage(role="user", content="list files")]), agent.branch()]
+        for lane in order:
+            await react(lanes[lane])
+        await agent.generate()
+
+    journal, tools = AttemptJournal(), Tools()
+    first = episode(script, tools, journal=journal)
+    await run(first, (0, 1))
+    second = episode(script, Tools("worker_error"), journal=journal)
+    await run(second, (1, 0))
+    assert [lane.lane for lane in first.lanes] == [(), (1,), (2,)]
+    assert len({call.session_id for call, _ in tools.calls}) == 2
+    samples, again = ([lane.sample.build() for lane in e.lanes] for e in (first, second))
+    assert [s.response_ids.tolist() for s in samples if s] == [s.response_ids.tolist() for s in again if s]
+    copy = samples[2]
+    assert copy is not None
+    assert copy.prompt_ids.tolist() == first.sample.ids[: len(copy.prompt_ids)]
 
 
 def test_an_unknown_agent_is_named_with_the_known_ones() -> None:

@@ -44,7 +44,7 @@ class Work:
         self.done: list[int] = []
         self.most_at_once = 0
 
-    async def __call__(self, record: Record) -> None:
+    async def __call__(self, record: Record) -> bool:
         self.started.append(record.offset)
         self.most_at_once = max(self.most_at_once, len(self.started) - len(self.done))
         if len(self.started) == 2:
@@ -55,6 +55,7 @@ class Work:
             self.cancelled.set()
             raise
         self.done.append(record.offset)
+        return True
 
 
 async def test_no_more_records_run_than_there_are_slots() -> None:
@@ -110,8 +111,21 @@ async def test_records_of_a_partition_that_left_are_cancelled_and_others_go_on()
     assert work.done == [1]
 
 
+async def test_a_record_left_to_the_next_owner_is_not_counted_as_finished() -> None:
+    async def leave(record: Record) -> bool:
+        return record.offset == 0
+
+    source, stop = Source([record(0), record(1)]), asyncio.Event()
+    pool = EpisodePool(leave, max_running=4)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(pool.run(source, stop, drain_s=5))
+        await source.is_empty.wait()
+        stop.set()
+    assert pool.finished == 1
+
+
 async def test_what_a_record_raises_ends_the_pool() -> None:
-    async def fail(record: Record) -> None:
+    async def fail(record: Record) -> bool:
         raise RuntimeError("engine is dead")
 
     with pytest.raises(ExceptionGroup) as caught:

@@ -93,23 +93,34 @@ class JournalKeeper:
             metadata: of that commit.
 
         Raises:
-            DataLossError: retention has deleted records that are still needed.
+            DataLossError: retention has deleted records that are still needed, or a topic was made anew.
         """
-        place = TopicPartition(self._topic, partition)
+        place, tasks = TopicPartition(self._topic, partition), TopicPartition(self._kafka.topic("tasks"), partition)
         beginning = await self._offset(self._consumer.beginning_offsets([place]), place)
         end = await self._offset(self._consumer.end_offsets([place]), place)
         floor = read_floor(metadata) if committed is not None else None
+        end_of_tasks = await self._offset(self._consumer.end_offsets([tasks]), tasks)
+        if committed is not None and committed > end_of_tasks:
+            self._lost(
+                f"the group has committed offset {committed} of {tasks.topic}/{partition}, which ends at "
+                f"{end_of_tasks}: the topic was made anew; reset the offsets of the group"
+            )
         if floor is not None and not beginning <= floor <= end:
-            loss = DataLossError(
+            self._lost(
                 f"{self._topic}/{partition} must be read from offset {floor} on, but reaches from {beginning} to "
                 f"{end}: retention has deleted what running tasks have done, or the topic was made anew; raise its "
-                "retention.ms, or accept that those tasks run again: rollout_worker.accepts_data_loss = true"
+                "retention.ms"
             )
-            if not self._accepts_data_loss:
-                raise loss
-            logger.error("%s", loss)
             floor = None
         await self.replay(partition, beginning if floor is None else floor, end)
+
+    def _lost(self, what: str) -> None:
+        loss = DataLossError(
+            f"{what}, or accept that the tasks concerned run again: rollout_worker.accepts_data_loss = true"
+        )
+        if not self._accepts_data_loss:
+            raise loss
+        logger.error("%s", loss)
 
     async def replay(self, partition: int, start: int, end: int) -> None:
         """Own a partition from ``start`` on and return when it has been read up to ``end``."""
