@@ -151,7 +151,7 @@ def offer_lines(offer: ReplayOffer, prefix: str) -> Iterator[str]:
     for plan in offer.plans:
         yield _plan_text(plan)
     if offer.copies:
-        yield f"{_count(len(offer.copies), 'trajectory', 'trajectories')} appended again as they are"
+        yield f"{_count(len(offer.copies), 'trajectory', 'trajectories')} appended again, byte for byte"
     for refusal in offer.refusals:
         yield harmless(f"{refusal.id.short(prefix)} cannot be replayed: {refusal.reason}")
 
