@@ -29,6 +29,7 @@ from rollstream.producers.run_plan import RunPlan, check_same_run, open_plan
 from rollstream.producers.settings import ProducerSettings
 from rollstream.producers.task_building import Prompt, Rejection, build_group, group_task_ids
 from rollstream.producers.task_log import TaskLog, check_log, read_task_log
+from rollstream.producers.task_topic_watch import TaskTopicWatch
 from rollstream.schemas.control import Pause, ProducerProgress, TrainerProgress
 from rollstream.schemas.errors import RollstreamError, SettingsError, single_errors
 from rollstream.schemas.ids import group_partition
@@ -82,6 +83,7 @@ async def produce(
     Raises:
         SettingsError: source, options or rows are wrong, or the run was begun under others.
         TransientError: the broker did not acknowledge in time; repeat to go on.
+        DataLossError: the topic was deleted or made anew meanwhile.
     """
     plan = await asyncio.to_thread(open_plan, settings)
     try:
@@ -125,6 +127,7 @@ class _Emission:
         self._groups_allowed: int | None = None
         self._groups_done = 0
         self._tasks_sent = 0
+        self._watch = TaskTopicWatch(kafka, plan.settings.run_id, [])
         self._rows_rejected = 0
         self._announced = 0
         self._groups_before = 0
@@ -135,7 +138,7 @@ class _Emission:
             groups_done=self._groups_done,
             groups_total=self._plan.prompts_total - self._rows_rejected,
             tasks_sent=self._tasks_sent,
-            tasks_found=len(self._log.task_ids),
+            tasks_found=self._log.tasks_found,
             rows_rejected=self._rows_rejected,
             groups_allowed=self._groups_allowed,
         )
@@ -144,10 +147,12 @@ class _Emission:
         await self._continue_run()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._announce())
+            tasks.create_task(self._watch.run(self._over, every_s=self._settings.topic_check_s))
             try:
                 is_complete = await self._emit_groups()
             finally:
                 self._over.set()
+        await self._watch.check()
         self._set_state("finished" if is_complete else "stopped")
         await self._announce_once(is_finished=is_complete)
 
@@ -161,14 +166,15 @@ class _Emission:
             check_same_run(run_id, recorded.fingerprints, self._fingerprints)
             self._start_offsets = recorded.start_offsets
             self._groups_before = recorded.groups_emitted
-        self._log = await read_task_log(self._kafka, run_id, self._start_offsets)
-        check_log(run_id, recorded, self._log, topic=self._kafka.topic("tasks"))
+        self._log = await read_task_log(self._kafka, run_id, self._start_offsets, settled_groups=self._groups_before)
+        await asyncio.to_thread(check_log, run_id, recorded, self._log, topic=self._kafka.topic("tasks"))
+        self._watch = TaskTopicWatch(self._kafka, run_id, self._log.end_offsets)
         if recorded is None:
             self._start_offsets = self._log.end_offsets
         grows = recorded is not None and recorded.is_finished and self._plan.prompts_total > recorded.groups_emitted
         if recorded is None or grows:
             await self._announce_once()
-        logger.info("run %s: %d tasks are already there", run_id, len(self._log.task_ids))
+        logger.info("run %s: %d tasks are already there", run_id, self._log.tasks_found)
 
     def _recorded(self) -> ProducerProgress | None:
         progresses = self._control.all(ProducerProgress).values()
@@ -236,6 +242,7 @@ class _Emission:
     async def _send(self, task: RolloutTask) -> None:
         partition = group_partition(task.group_id, self._log.partitions)
         await self._publisher.publish(task, key=task.group_id, partition=partition, deadline_s=PUBLISH_DEADLINE_S)
+        self._watch.tasks_acknowledged += 1
 
     def _finish_group(self, group_index: int) -> None:
         self._acknowledged.add(group_index)

@@ -114,6 +114,8 @@ class ProducerSettings(BaseModel):
     there is a trainer, and evaluation never does."""
     max_groups_in_flight: int = Field(default=64, ge=1, le=4096)
     """Groups sent and not yet acknowledged."""
+    topic_check_s: float = Field(default=10.0, gt=0)
+    """Time between two looks whether the topic still is the one that the tasks were sent to."""
 
     @property
     def tool_specs(self) -> tuple[ToolSpec, ...]:
