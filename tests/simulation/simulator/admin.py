@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from aiokafka import OffsetAndMetadata, TopicPartition
@@ -33,12 +34,22 @@ class SimulatedAdmin:
                 "topic": topic,
                 "error_code": 0 if self.cluster.has(topic) else UNKNOWN_TOPIC,
                 "partitions": [
-                    {"partition": log.partition, "leader": 1}
+                    {"partition": log.partition, "leader": 1, "replicas": [1]}
                     for log in (self.cluster.partitions(topic) if self.cluster.has(topic) else ())
                 ],
             }
             for topic in topics
         ]
+
+    async def list_topics(self) -> list[str]:
+        """Names of all topics."""
+        return self.cluster.names()
+
+    async def describe_configs(self, resources: Sequence[Any]) -> list[Any]:
+        """Nothing is ever deleted by time or size here."""
+        keeps_all = [("retention.ms", "-1", False, 1, False), ("retention.bytes", "-1", False, 1, False)]
+        described = [(0, "", resource.resource_type, resource.name, keeps_all) for resource in resources]
+        return [SimpleNamespace(resources=described)]
 
     async def list_consumer_group_offsets(
         self, group_id: str, partitions: Sequence[TopicPartition] | None = None

@@ -10,7 +10,7 @@ import random
 from contextvars import Context
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
@@ -62,6 +62,14 @@ class PartitionLog:
         return len(self.records)
 
 
+class Reader(Protocol):
+    """A consumer."""
+
+    def position_of(self, place: TopicPartition) -> int | None:
+        """Offset of the next record it hands out; None if it does not read the partition."""
+        ...
+
+
 Append = Callable[[Record, Process | None], None]
 Commit = Callable[[str, TopicPartition, OffsetAndMetadata], None]
 
@@ -76,11 +84,22 @@ class Cluster:
         self.groups: dict[str, GroupCoordinator] = {}
         self.on_append: list[Append] = []
         self.on_commit: list[Commit] = []
+        self.readers: dict[Process, list[Reader]] = {}
+        """Consumers by process."""
         self._topics: dict[str, list[PartitionLog]] = {}
+
+    def read_position(self, process: Process, place: TopicPartition) -> int:
+        """How far a process has read a partition; -1 if it does not."""
+        positions = (reader.position_of(place) for reader in self.readers.get(process, ()))
+        return max((position for position in positions if position is not None), default=-1)
 
     def create(self, topic: str, partitions: int) -> None:
         """A new topic."""
         self._topics[topic] = [PartitionLog(topic, number) for number in range(partitions)]
+
+    def names(self) -> list[str]:
+        """Names of all topics."""
+        return list(self._topics)
 
     def has(self, topic: str) -> bool:
         """Whether the topic exists."""

@@ -26,11 +26,13 @@ class SimulatedConsumer:
         self._process = current_process()
         self._assigned: list[TopicPartition] = []
         self._positions: dict[TopicPartition, int] = {}
+        self._ends_seen: dict[TopicPartition, int] = {}
         self._topics: tuple[str, ...] = ()
         self._may_fetch = asyncio.Event()
         self._may_fetch.set()
         self._is_stopped = False
         self._client = _Connections()
+        self.cluster.readers.setdefault(self._process, []).append(self)
         self._membership: Membership | None = None
         if options["group_id"] is not None:
             self._membership = Membership(self, **options)
@@ -108,6 +110,14 @@ class SimulatedConsumer:
         if position is None:
             position = self._positions[place] = self._first_position(place)
         return position
+
+    def highwater(self, partition: TopicPartition) -> int | None:
+        """End of the partition as the last fetch has shown it."""
+        return self._ends_seen.get(partition)
+
+    def position_of(self, place: TopicPartition) -> int | None:
+        """See ``Reader``."""
+        return self._positions.get(place) if place in self._assigned else None
 
     async def position(self, partition: TopicPartition) -> int:
         """As ``position_now``."""
@@ -203,6 +213,7 @@ class SimulatedConsumer:
             if left <= 0 or (partitions and place not in partitions):
                 continue
             log, position = self.cluster.log(place), self.position_now(place)
+            self._ends_seen[place] = log.end
             if position < log.start or position > log.end:
                 if self._reset == "none":
                     raise OffsetOutOfRangeError({place: position})

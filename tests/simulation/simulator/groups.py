@@ -28,8 +28,8 @@ class Member:
     process: Process
     session_timeout_s: float
     heartbeat_s: float
-    notify: Callable[[Notice, str], None]
-    """Called with what a heartbeat says and the member id it was for."""
+    notify: Callable[[Notice, str], bool]
+    """Called with what a heartbeat says and the member id it was for; False: the client does not know that id yet."""
     answer: Callable[[JoinAnswer], None] | None = None
     """Set while it waits for the rebalance to end."""
     partitions: tuple[TopicPartition, ...] = ()
@@ -93,7 +93,8 @@ class GroupCoordinator:
 
     def commit(self, member_id: str | None, generation: int, offsets: dict[TopicPartition, OffsetAndMetadata]) -> bool:
         """Refused (False) for strangers and old generations."""
-        if member_id not in self.members or generation != self.generation:
+        is_alone = member_id is None and generation < 0 and not self.members  # a consumer that assigns by hand
+        if not is_alone and (member_id not in self.members or generation != self.generation):
             return False
         self.committed.update(offsets)
         for place, commit in offsets.items():
@@ -165,8 +166,9 @@ class GroupCoordinator:
             self.cluster.later(self.cluster.latency_s(), lambda: deliver(answer))
 
     def _tell(self, member: Member, notice: Notice) -> None:
-        """With the answer to its next heartbeat, which a frozen process sends when it has woken."""
+        """With the answers to its heartbeats, which a frozen process sends when it has woken, until it has heard."""
         cluster, process = self.cluster, member.process
+        is_known = member.member_id in self.members
 
         def next_heartbeat() -> None:
             cluster.later(cluster.rng.random() * member.heartbeat_s, answer)
@@ -174,7 +176,9 @@ class GroupCoordinator:
         def answer() -> None:
             if process.is_frozen:
                 process.on_wake.append(next_heartbeat)
-            elif notice == "unknown" or (self.is_preparing and member.answer is None):
-                member.notify(notice, member.member_id)
+                return
+            is_news = notice == "unknown" or (is_known and self.is_preparing and member.answer is None)
+            if is_news and process.is_alive and not member.notify(notice, member.member_id):
+                next_heartbeat()
 
         next_heartbeat()

@@ -34,6 +34,8 @@ class Membership:
         self._has_joined = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._commits_until = 0.0
+        self._former_ids: set[str | None] = set()
+        self._is_stopped = False
 
     async def start(self, topics: tuple[str, ...]) -> None:
         """Join; returns with partitions assigned."""
@@ -43,6 +45,7 @@ class Membership:
 
     async def stop(self) -> None:
         """A static member stays in the group until its session ends."""
+        self._is_stopped = True
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait([self._running])
@@ -78,6 +81,7 @@ class Membership:
 
     def _hear(self, notice: Notice) -> None:
         if notice == "unknown":
+            self._former_ids.add(self._member_id)
             self._member_id, self._generation = None, -1
         self._rejoin.set()
 
@@ -89,6 +93,7 @@ class Membership:
                 await self._tell_revoked()
             answer = await self._join()
             if answer is None:
+                self._former_ids.add(self._member_id)
                 self._member_id = None
                 continue
             self._member_id, self._generation, partitions = answer
@@ -134,7 +139,9 @@ class Membership:
         self.coordinator.join(self._member_id, member)
         return await answered
 
-    def _notify(self, notice: Notice, member_id: str) -> None:
-        """Runs outside of the process; what it wakes runs inside."""
+    def _notify(self, notice: Notice, member_id: str) -> bool:
+        """Runs outside of the process; what it wakes runs inside. False: we may yet be told that this is our id."""
         if member_id == self._member_id:
             self._hear(notice)
+            return True
+        return member_id in self._former_ids or self._is_stopped

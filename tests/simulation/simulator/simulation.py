@@ -13,7 +13,7 @@ from rollstream.transport.settings import KafkaSettings
 from simulator.admin import SimulatedAdmin
 from simulator.cluster import Cluster, Weather
 from simulator.consumer import SimulatedConsumer
-from simulator.processes import Process, ProcessKilled, current_process
+from simulator.processes import Process, ProcessKilled
 from simulator.producer import SimulatedProducer
 from simulator.stand_ins import replaced, simulated_clocks_and_names
 from simulator.virtual_loop import VirtualLoop
@@ -75,11 +75,6 @@ class Simulation:
         process.held.clear()
         for react in process.on_death:
             react()
-
-    def kill_current(self) -> None:
-        """The running code takes its process down with it."""
-        self.kill(current_process())
-        raise ProcessKilled
 
     def freeze(self, process: Process) -> None:
         """It stops between two steps; everything of it stays as it is."""
