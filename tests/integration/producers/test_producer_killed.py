@@ -1,4 +1,6 @@
 """P1 and P3 on the real thing: producers killed at any line repeat no task and skip none."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (aiokafka is only partly annotated)
 
 from __future__ import annotations
 
