@@ -164,6 +164,34 @@ async def test_a_session_keeps_its_files_and_another_worker_does_not_have_it(kaf
             assert (await client.call(lost, "default")).status == "session_lost"
 
 
+async def test_sessions_of_partitions_that_move_are_lost_there_and_go_on_where_they_are(kafka: KafkaSettings) -> None:
+    bash = {"tools": ("bash",), "isolation": "unsafe-local"}
+    names = [f"s{number}" for number in range(8)]
+    ran: dict[str, list[str]] = {name: [] for name in names}
+    boxes: dict[str, str | None] = dict.fromkeys(names)
+
+    async def go_on(client: ToolClient, name: str) -> bool:
+        token = ids.session_token(boxes[name] or "", ran[name]) if ran[name] else None
+        each = call("bash", '{"command": "echo x >> f; wc -l < f"}', session_id=name, turn=len(ran[name]), token=token)
+        answer = await client.call(each, "default")
+        if answer.status == "session_lost":
+            return False
+        assert boxes[name] in (None, answer.incarnation)
+        ran[name].append(each.call_id)
+        boxes[name] = answer.incarnation
+        assert answer.content.strip() == str(len(ran[name]))
+        return True
+
+    async with ToolClient(kafka, worker_id="a", resend_after_s=0.5) as client, running(kafka, **bash):
+        assert all([await go_on(client, name) for name in names])
+        lost: list[str] = []
+        async with running(kafka, **bash), asyncio.timeout(30):
+            while not lost:
+                lost = [name for name in names if not await go_on(client, name)]
+        assert 0 < len(lost) < len(names)
+        assert all([await go_on(client, name) for name in names])
+
+
 async def test_garbage_is_buried_and_the_next_call_answered(kafka: KafkaSettings) -> None:
     producer = await start_producer(kafka, profile="durable")
     await producer.send_and_wait(kafka.topic("tool-calls.default"), b"\xff\x00garbage", key=b"k")
