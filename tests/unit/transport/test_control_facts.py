@@ -60,6 +60,22 @@ def test_the_newest_of_each_key_is_known_and_types_do_not_mix() -> None:
     assert folded.latest(Pause) == (Pause(is_paused=True), 3)
 
 
+def test_an_old_copy_of_a_progress_that_lands_last_changes_nothing() -> None:
+    begun = ProducerProgress(run_id="r", groups_emitted=3, group_size=1, updated_at=1.0)
+    finished = ProducerProgress(run_id="r", groups_emitted=3, group_size=1, is_finished=True, updated_at=2.0)
+    grown = ProducerProgress(run_id="r", groups_emitted=3, group_size=1, updated_at=9.0)
+    near = TrainerProgress(
+        trainer_id="t", lineage=1, version=1, groups_consumed=1, groups_dropped=0, emit_limit=2, updated_at=1.0
+    )
+    far = TrainerProgress(
+        trainer_id="t", lineage=1, version=1, groups_consumed=1, groups_dropped=1, emit_limit=3, updated_at=2.0
+    )
+
+    assert facts(begun, finished, begun).all(ProducerProgress) == {"producer/r": finished}
+    assert facts(begun, finished, grown).all(ProducerProgress) == {"producer/r": grown}
+    assert facts(near, far, near).latest(TrainerProgress) == (far, 1)
+
+
 def test_the_offset_of_a_trainer_start_is_told_as_its_lineage() -> None:
     folded = facts(Pause(is_paused=False), TrainerStart(trainer_id="a"), TrainerStart(trainer_id="b"))
 

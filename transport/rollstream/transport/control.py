@@ -87,12 +87,18 @@ class _Fact:
     message: ControlMessage
 
     @property
-    def rank(self) -> tuple[int, int, int]:
+    def rank(self) -> tuple[float, ...]:
+        """Greater is newer. A copy that was sent long ago may land last: what only grows orders the words of one."""
         match self.message:
-            case PolicyVersion() | TrainerProgress() as message:
-                return message.lineage, message.version, self.offset
+            case PolicyVersion() as policy:
+                return policy.lineage, policy.version, self.offset
+            case TrainerProgress() as trainer:
+                closed = trainer.groups_consumed + trainer.groups_dropped
+                return trainer.lineage, trainer.version, closed, trainer.updated_at, self.offset
+            case ProducerProgress() as producer:
+                return producer.groups_emitted, producer.updated_at, self.offset
             case _:
-                return 0, 0, self.offset
+                return (self.offset,)
 
 
 class ControlFacts:
