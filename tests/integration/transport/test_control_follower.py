@@ -13,6 +13,8 @@ from rollstream.schemas.control import ControlMessage, Pause, PolicyVersion, Tra
 from rollstream.schemas.errors import SettingsError
 from rollstream.transport.clients import start_producer
 from rollstream.transport.control import ControlFollower, control_key
+from rollstream.transport.dead_letter_box.log import read_box
+from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.local_broker import BrokerSettings, LocalBroker
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.settings import KafkaSettings
@@ -143,3 +145,21 @@ async def test_a_fact_under_the_key_of_another_replaces_nothing(kafka: KafkaSett
 
         assert follower.latest(PolicyVersion) == (policy, 0)
         assert follower.all(WorkerStatus) == {}
+
+
+async def test_what_is_no_fact_is_buried_once_for_each_key_and_the_following_goes_on(kafka: KafkaSettings) -> None:
+    office = DeadLetterOffice(kafka, role="trainer", worker_id="t")
+    async with Publisher(kafka) as publisher, office:
+        await garbage(kafka)
+        async with ControlFollower(kafka, dead_letters=office) as follower:
+            await garbage(kafka)
+            misplaced = await publisher.publish(status("a", 9), key="worker/b")
+            await say(publisher, status("a", 1))
+            await until_told(follower, "a", 1)
+            async with asyncio.timeout(DEADLINE_S):
+                while len(letters := (await read_box(kafka)).wanted(["open"])) < 2:
+                    pass
+    assert {(each.id.offset, each.head.key, each.head.role) for each in letters} == {
+        (0, b"\xff", "trainer"),
+        (misplaced.offset, b"worker/b", "trainer"),
+    }

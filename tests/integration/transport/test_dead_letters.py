@@ -9,12 +9,14 @@ from typing import cast
 
 import numpy as np
 import pytest
+from aiokafka import ConsumerRecord
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from rollstream.schemas.dead_letters import DeadLetter
-from rollstream.schemas.errors import InvalidMessageError
+from rollstream.schemas.errors import InvalidMessageError, SettingsError
 from rollstream.schemas.tasks import RolloutTask
-from rollstream.transport.clients import start_consumer, start_producer
-from rollstream.transport.dead_letters import DeadLetterOffice
+from rollstream.transport.clients import admin_client, start_consumer, start_producer
+from rollstream.transport.dead_letters import STORY_BYTES, DeadLetterOffice
 from rollstream.transport.records import Record, decode_record
 from rollstream.transport.settings import KafkaSettings
 
@@ -79,3 +81,57 @@ async def test_the_largest_record_of_a_topic_fits_into_a_letter(kafka: KafkaSett
 
     letter = decode_record(await one_record(kafka, kafka.topic("dead-letters")), DeadLetter)
     assert letter.value == value
+
+
+def large_record(kafka: KafkaSettings, value: bytes) -> Record:
+    """As a cluster with other limits would hand it out."""
+    return ConsumerRecord(
+        topic=kafka.topic("tasks"), partition=0, offset=3, timestamp=0, timestamp_type=0, key=b"k", value=value,
+        checksum=None, serialized_key_size=1, serialized_value_size=len(value), headers=[("schema", b"RolloutTask")],
+    )  # fmt: skip
+
+
+async def test_of_a_record_that_no_letter_can_hold_as_much_is_kept_as_fits(kafka: KafkaSettings) -> None:
+    value = np.random.default_rng(0).bytes(kafka.topics["dead-letters"].max_value_bytes + 1_000_000)
+
+    async with DeadLetterOffice(kafka, role="trainer", worker_id="t1") as office:
+        await office.bury(large_record(kafka, value), ValueError("too much"))
+
+    letter = decode_record(await one_record(kafka, kafka.topic("dead-letters")), DeadLetter)
+    assert letter.value is not None
+    assert value.startswith(letter.value)
+    assert letter.bytes_missing == len(value) - len(letter.value)
+    assert len(letter.value) > kafka.topics["dead-letters"].max_value_bytes - 2 * STORY_BYTES
+    assert (letter.headers, letter.error) == ([("schema", b"RolloutTask")], "too much")
+
+
+async def test_a_large_record_that_can_be_compressed_is_kept_whole(kafka: KafkaSettings) -> None:
+    value = bytes(kafka.topics["dead-letters"].max_value_bytes + 1_000_000)
+
+    async with DeadLetterOffice(kafka, role="trainer", worker_id="t1") as office:
+        await office.bury(large_record(kafka, value), ValueError("too much"))
+
+    letter = decode_record(await one_record(kafka, kafka.topic("dead-letters")), DeadLetter)
+    assert (letter.value, letter.bytes_missing) == (value, 0)
+
+
+async def test_a_topic_with_a_smaller_limit_than_declared_gets_a_smaller_letter(kafka: KafkaSettings) -> None:
+    resource = ConfigResource(ConfigResourceType.TOPIC, kafka.topic("dead-letters"), {"max.message.bytes": "1048588"})
+    async with admin_client(kafka) as admin:
+        await admin.alter_configs([resource])
+    value = np.random.default_rng(0).bytes(5_000_000)
+
+    async with DeadLetterOffice(kafka, role="trainer", worker_id="t1") as office:
+        await office.bury(large_record(kafka, value), ValueError("too much"))
+
+    letter = decode_record(await one_record(kafka, kafka.topic("dead-letters")), DeadLetter)
+    assert letter.value
+    assert value.startswith(letter.value)
+    assert letter.bytes_missing == len(value) - len(letter.value)
+
+
+async def test_without_a_topic_for_letters_nobody_starts(broker: str) -> None:
+    nowhere = KafkaSettings(bootstrap=broker, prefix="nobody-made-this.")
+    with pytest.raises(SettingsError, match=r"nobody-made-this\.dead-letters"):
+        async with DeadLetterOffice(nowhere, role="trainer", worker_id="t1"):
+            pass
