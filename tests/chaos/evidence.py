@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fault_plan import Kind, Role
@@ -112,5 +112,7 @@ class Evidence:
     ledger: list[Trained]
     begun: list[Begun] = field(default_factory=list[Begun])
     injuries: list[Injury] = field(default_factory=list[Injury])
+    signs: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
+    """By trajectory id, when the journal says that somebody worked on it; ascending."""
     dead_letters: Mapping[str, int] = field(default_factory=dict[str, int])
     """Counted by their reason."""

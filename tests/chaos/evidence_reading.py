@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -22,6 +22,7 @@ from workload import EngineKind
 from rollstream.rollout_workers.hermes import parse_hermes
 from rollstream.rollout_workers.scripted_engine import decode_bytes
 from rollstream.schemas.dead_letters import DeadLetter, DeadLetterResolution
+from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.transport.records import decode_record
@@ -82,6 +83,16 @@ async def read_trajectories(kafka: KafkaSettings, engine: EngineKind, model: str
             )
         )
     return seen
+
+
+async def read_signs(kafka: KafkaSettings) -> dict[str, list[float]]:
+    """When each task was started, resumed, went on, or ended, by trajectory id, ascending."""
+    signs: dict[str, list[float]] = defaultdict(list)
+    async for record in read_topic(kafka, "journal"):
+        entry = decode_record(record, JournalRecord)
+        if entry.kind != "released":
+            signs[entry.trajectory_id].append(record.timestamp / 1000)
+    return {trajectory_id: sorted(moments) for trajectory_id, moments in signs.items()}
 
 
 async def read_dead_letters(kafka: KafkaSettings) -> dict[str, int]:

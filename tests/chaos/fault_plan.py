@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Role = Literal["rollout-worker", "tool-worker", "trainer", "producer", "broker"]
@@ -67,6 +67,8 @@ SHORT_PAUSE_S = (0.1, 0.6)
 SHORT_FREEZE_S = (0.3, 2.0)
 LONGER_THAN_SESSION_S = (1.5, 4.0)
 """Added to the session time-out."""
+ONE_ALONE_IN = 25
+MOST_ALONE = 24
 MIN_PAUSE, MAX_PAUSE = 0.3, 2.5
 """Time between two faults, as a share of the mean."""
 
@@ -99,6 +101,7 @@ class Fault:
         lasts_s: of a freeze or a cut, between two signals, or of one size while scaling.
         returns_s: pause before a dead process is started again.
         step: where in its loop the trainer dies (``kill_at_step``).
+        is_alone: it waits until everything before it has healed, and what comes after waits for it.
         sizes: numbers of rollout workers, one after another (``scale``).
     """
 
@@ -111,17 +114,24 @@ class Fault:
     returns_s: float = 0.0
     step: TrainerStep = "polled"
     sizes: tuple[int, ...] = ()
+    is_alone: bool = False
 
 
 def plan_faults(seed: int, count: int, interval_s: float, cluster: Cluster) -> tuple[Fault, ...]:
-    """``count`` faults, one every ``interval_s`` on average; each kind comes once before kinds come again by lot."""
+    """``count`` faults, one every ``interval_s`` on average; each kind comes once before kinds come again by lot.
+
+    One of ``ONE_ALONE_IN`` comes at the end, a kill of a rollout worker with nothing else going on.
+    """
     rng = random.Random(f"chaos/{seed}")
-    chosen = _draw(rng, count, cluster)
+    alone = min(MOST_ALONE, count // ONE_ALONE_IN)
     faults: list[Fault] = []
     at_s = 0.0
-    for number, (role, kind) in enumerate(chosen):
+    for number, (role, kind) in enumerate(_draw(rng, count - alone, cluster)):
         at_s += interval_s * min(MAX_PAUSE, max(MIN_PAUSE, rng.expovariate(1.0)))
         faults.append(_fault(rng, number, at_s, role, kind, cluster))
+    for number in range(count - alone, count):
+        kind: Kind = "kill" if number % 2 else "kill_replaced"
+        faults.append(replace(_fault(rng, number, at_s, "rollout-worker", kind, cluster), is_alone=True))
     return tuple(faults)
 
 

@@ -17,8 +17,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from evidence import Evidence
 from fault_plan import Cluster as Shape
 from fault_plan import Kind, plan_faults
 from live_view import LiveView
@@ -51,13 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="rollstream-chaos-"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        report = asyncio.run(_run(options, folder, marker))
+        report, evidence = asyncio.run(_run(options, folder, marker))
     finally:
         sweep(marker)
         _keep_logs(folder, options.output.parent)
         shutil.rmtree(folder, ignore_errors=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    (options.output.parent / "evidence.json").write_text(json.dumps(asdict(evidence)))
     Console().print(report_table(report))
     return 1 if report.broken else 0
 
@@ -74,7 +77,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-async def _run(options: argparse.Namespace, folder: Path, marker: str) -> Report:
+async def _run(options: argparse.Namespace, folder: Path, marker: str) -> tuple[Report, Evidence]:
     shape = SHAPES[options.engine]
     interval_s = options.minutes * 60 / options.kills if options.minutes else INTERVAL_S
     if options.engine == "vllm":
@@ -99,7 +102,8 @@ async def _run(options: argparse.Namespace, folder: Path, marker: str) -> Report
     with LiveView(plan, is_plain=options.plain or not sys.stderr.isatty()) as view:
         evidence = await Stage(shape, workload, timing, folder, environment, options.seed).play(plan, view)
         view.say("weighing the evidence")
-    return judge(evidence, seed=options.seed, engine=options.engine, session_timeout_s=shape.session_timeout_s)
+    report = judge(evidence, seed=options.seed, engine=options.engine, session_timeout_s=shape.session_timeout_s)
+    return report, evidence
 
 
 def _model() -> str:

@@ -21,6 +21,7 @@ from evidence_reading import (
     read_dead_letters,
     read_generations,
     read_ledger,
+    read_signs,
     read_tasks,
     read_trajectories,
 )
@@ -61,6 +62,7 @@ class Timing:
         before_s: undisturbed work that sets the rate to compare with.
         after_s: undisturbed work after the last fault.
         start_s: until the first trajectory.
+        calm_between_s: before a fault that is to be alone.
         silence_s: without anything new while work is left, the run is stuck.
     """
 
@@ -68,6 +70,7 @@ class Timing:
     after_s: float
     start_s: float
     silence_s: float
+    calm_between_s: float = 8.0
 
     @property
     def calm_s(self) -> float:
@@ -78,7 +81,7 @@ class Timing:
     def of(cls, engine: EngineKind, *, is_quick: bool) -> Timing:
         """Suited to an engine."""
         if engine == "vllm":
-            return cls(before_s=5.0, after_s=10.0, start_s=180.0, silence_s=120.0)
+            return cls(before_s=5.0, after_s=10.0, start_s=180.0, silence_s=120.0, calm_between_s=12.0)
         if is_quick:
             return cls(before_s=3.0, after_s=3.0, start_s=60.0, silence_s=60.0)
         return cls(before_s=20.0, after_s=30.0, start_s=60.0, silence_s=120.0)
@@ -227,10 +230,17 @@ class Stage:
     async def _hurt(self, cluster: Cluster, plan: Sequence[Fault], view: LiveView) -> None:
         started = time.monotonic()
         async with asyncio.TaskGroup() as group:
+            running: set[asyncio.Task[None]] = set()
             for fault in plan:
+                if fault.is_alone and running:
+                    await asyncio.wait(running)
+                    await scale_to(cluster, self._shape.rollout_workers)
                 await asyncio.sleep(max(0.0, started + fault.at_s - time.monotonic()))
+                if fault.is_alone:
+                    await asyncio.sleep(self._timing.calm_between_s)
                 view.hurt(fault)
-                group.create_task(inject(cluster, fault))
+                running.add(injecting := group.create_task(inject(cluster, fault)))
+                injecting.add_done_callback(running.discard)
 
     async def _finish(self, cluster: Cluster) -> None:
         """No more tasks; every task gets its trajectory, and the trainer every complete group."""
@@ -271,7 +281,8 @@ class Stage:
         while True:
             for member in cluster.members:
                 if member.has_crashed and member.running is not None:
-                    dead, at, said = member.running, time.time(), member.last_words(lines=1)
+                    dead, at = member.running, time.time()
+                    said = f"exit code {dead.process.returncode}, {member.last_words(lines=1)}"
                     member.is_being_hurt = True
                     view.crashed(member.name)
                     await asyncio.sleep(CRASH_PAUSE_S)
@@ -302,6 +313,7 @@ class Stage:
                 ledger=read_ledger(cluster.trainer_folder),
                 begun=read_generations(self._folder / "generations"),
                 injuries=cluster.injuries,
+                signs=await read_signs(kafka),
                 dead_letters=await read_dead_letters(kafka),
             )
         except TransientError as error:

@@ -20,7 +20,7 @@ class Takeover:
     """An episode that ran on a worker when that was hurt.
 
     Attributes:
-        took_s: from the injury to the next sign of life of the episode: a generation begun by another process, or its
+        took_s: from the injury to the next sign of life of the episode: a generation, a record of the journal, or its
             trajectory; None: none came.
         is_clean: nothing else was hurt in between that could have held it up.
     """
@@ -47,13 +47,18 @@ class Repetition:
 
 
 def find_takeovers(
-    begun: Iterable[Begun], published: Mapping[str, float], injuries: Sequence[Injury], disturbances: Sequence[Injury]
+    begun: Iterable[Begun],
+    published: Mapping[str, float],
+    signs: Mapping[str, Sequence[float]],
+    injuries: Sequence[Injury],
+    disturbances: Sequence[Injury],
 ) -> list[Takeover]:
     """For every injury of a rollout worker the episodes it ran then, and when each went on.
 
     Args:
         begun: all generations.
         published: moment of the first trajectory, by id.
+        signs: when the journal says that somebody worked on it, by id, ascending.
         injuries: those of rollout workers.
         disturbances: everything that was hurt; what overlaps a takeover makes it unclean.
     """
@@ -65,13 +70,15 @@ def find_takeovers(
     takeovers: list[Takeover] = []
     for injury in injuries:
         for episode in sorted(running[injury.worker, injury.pid]):
-            went_on_at = _went_on_at(episodes[episode], published.get(episode), injury)
+            went_on_at = _went_on_at(episodes[episode], published.get(episode), signs.get(episode, ()), injury)
             if went_on_at is not None:
                 takeovers.append(_takeover(episode, injury, went_on_at, disturbances))
     return takeovers
 
 
-def _went_on_at(generations: Sequence[Begun], published_at: float | None, injury: Injury) -> float | None:
+def _went_on_at(
+    generations: Sequence[Begun], published_at: float | None, signs: Sequence[float], injury: Injury
+) -> float | None:
     """When the episode went on after the injury; None if it did not run there then, infinity if it never did."""
     before = bisect_right(generations, injury.at, key=lambda generation: generation.at)
     if before == 0 or generations[before - 1].process != (injury.worker, injury.pid):
@@ -79,6 +86,7 @@ def _went_on_at(generations: Sequence[Begun], published_at: float | None, injury
     if published_at is not None and published_at <= injury.at + REORDERING_S:
         return None
     later = [generation.at for generation in generations[before:]]
+    later += signs[bisect_right(signs, injury.at + REORDERING_S) :][:1]
     if published_at is not None:
         later.append(published_at)
     return min(later, default=float("inf"))

@@ -149,6 +149,11 @@ def test_a_new_attempt_repeats_nothing() -> None:
     assert verdict(replace(e, begun=[*e.begun, begun("0/0", "0", "B", 16.0, attempt=2)])).broken == []
 
 
+def test_the_journal_tells_of_a_takeover_before_the_next_generation() -> None:
+    report = verdict(replace(healthy(), signs={"0/0": [10.6, 11.0, 13.5, 14.0]}))
+    assert report.takeover_s_max == 1.5
+
+
 def test_a_takeover_that_was_disturbed_is_not_held_against_the_bar() -> None:
     e = healthy()
     outage = Injury("broker", "kill", "broker", 1, 13.5, 14.5)

@@ -16,8 +16,8 @@ TAKEOVER_GRACE_S = 3.0
 RECOVERED_SHARE = 0.8
 RATE_WINDOW_S = 5.0
 EXAMPLES = 3
-WORKING = frozenset({"rollout-worker", "tool-worker", "broker"})
-"""Roles whose injuries hold episodes up."""
+WORKING = frozenset({"rollout-worker", "broker"})
+"""Roles whose injuries hold a takeover up."""
 DEATHS = frozenset({"kill", "kill_replaced", "term_twice", "crash"})
 """Injuries after which a worker is gone at once: their takeover times are what the bar is about."""
 
@@ -42,6 +42,7 @@ class Report:
         generations_repeated_unfair: begun again though they were not the one that was running, or nothing was hurt.
         takeover_s_*: from a worker's death to the next sign of life of its episodes; ``clean``: nothing else was hurt
             meanwhile.
+        slowest: the takeovers that took longest, in words.
         recovery_s: from the end of the last fault until the rate is nearly what it was; null: not within the run.
         left_late: processes that took longer to leave than they were allowed.
         broken: promises that were broken, in words. Empty: none.
@@ -83,6 +84,7 @@ class Report:
     takeover_clean_s_p50: float | None
     takeover_clean_s_p99: float | None
     takeover_clean_s_max: float | None
+    slowest: list[str]
     throughput_before: float
     throughput_during: float
     throughput_after: float
@@ -153,6 +155,7 @@ def judge(evidence: Evidence, *, seed: int, engine: str, session_timeout_s: floa
         takeover_clean_s_p50=quantile(cost.clean_takeovers, 0.5),
         takeover_clean_s_p99=quantile(cost.clean_takeovers, 0.99),
         takeover_clean_s_max=quantile(cost.clean_takeovers, 1.0),
+        slowest=cost.slowest,
         throughput_before=round(before, 2),
         throughput_during=round(rate(ended, phases.hurt, phases.healed), 2),
         throughput_after=round(rate(ended, phases.healed, phases.ended), 2),
@@ -230,6 +233,7 @@ class _Cost:
     unfair: list[str]
     takeovers: list[float]
     clean_takeovers: list[float]
+    slowest: list[str]
 
     @classmethod
     def of(cls, evidence: Evidence, first: Mapping[str, TrajectorySeen], session_timeout_s: float) -> _Cost:
@@ -237,7 +241,7 @@ class _Cost:
         injuries = [i for i in evidence.injuries if i.role == "rollout-worker" and i.kind not in HARMLESS]
         published = {each: record.at for each, record in first.items()}
         takeovers = find_takeovers(
-            evidence.begun, published, injuries, [i for i in evidence.injuries if i.role in WORKING]
+            evidence.begun, published, evidence.signs, injuries, [i for i in evidence.injuries if i.role in WORKING]
         )
         repetitions = find_repetitions(evidence.begun, _moments(evidence.injuries, session_timeout_s))
         deaths = [t for t in takeovers if t.injury.kind in DEATHS]
@@ -253,6 +257,11 @@ class _Cost:
             ],
             takeovers=[t.took_s for t in deaths if t.took_s is not None],
             clean_takeovers=[t.took_s for t in deaths if t.took_s is not None and t.is_clean],
+            slowest=[
+                f"{t.trajectory_id} of {t.injury.worker}, {t.injury.kind} at {t.injury.at:.1f}: "
+                f"{'never' if t.took_s is None else f'{t.took_s:.1f} s'}{', undisturbed' if t.is_clean else ''}"
+                for t in sorted(deaths, key=lambda t: t.took_s or math.inf, reverse=True)[:EXAMPLES]
+            ],
         )
 
     def complaints(self) -> list[str]:
