@@ -68,7 +68,7 @@ _PLANS: Mapping[str, _Plan] = {
     "trajectories": _Plan(8, 16 * MIB, _deleted_after(7 * DAY_MS, retention_bytes=8 * GIB)),
     "control": _Plan(1, MIB, _COMPACTED),
     # Holds a whole record of any other topic, its cause and its coordinates.
-    "dead-letters": _Plan(4, 17 * MIB, _deleted_after(30 * DAY_MS)),
+    "dead-letters": _Plan(4, 18 * MIB, _deleted_after(30 * DAY_MS)),
 }
 
 
