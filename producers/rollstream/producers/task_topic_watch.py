@@ -1,7 +1,4 @@
 """Whether the `tasks` topic still is the one that a producer sends to: it may be deleted, or made anew, under it."""
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
-# (aiokafka is only partly annotated)
 
 from __future__ import annotations
 
@@ -10,20 +7,11 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
-from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
-
 from rollstream.schemas.errors import DataLossError, TransientError
-from rollstream.transport.clients import start_consumer, stop_consumer
 from rollstream.transport.settings import KafkaSettings
-from rollstream.transport.topic_admin import list_topics
+from rollstream.transport.topic_watch import topic_ends
 
 logger = logging.getLogger(__name__)
-
-ENDS_DEADLINE_S = 10.0
-MISSING_LOOKS = 3
-MISSING_PAUSE_S = 1.0
-"""A broker that has just come back may not know its topics for a moment."""
 
 
 class TaskTopicWatch:
@@ -59,7 +47,7 @@ class TaskTopicWatch:
             TransientError: the broker does not answer.
         """
         sent, topic = self.tasks_acknowledged, self._kafka.topic("tasks")
-        ends = await _task_end_offsets(self._kafka)
+        ends = (await topic_ends(self._kafka, [topic]))[topic]
         if ends is None:
             raise DataLossError(
                 f"topic {topic!r} was deleted while run {self._run_id!r} was sent: its tasks are gone; make it again "
@@ -71,30 +59,3 @@ class TaskTopicWatch:
                 f"{sent} tasks of run {self._run_id!r} were sent, but topic {topic!r} has grown by {grown_by} records: "
                 "it was made anew meanwhile and the tasks before are gone; choose another --run"
             )
-
-
-async def _task_end_offsets(kafka: KafkaSettings) -> list[int] | None:
-    """The ends of the partitions of `tasks` now; None if there is no such topic.
-
-    Raises:
-        TransientError: the broker does not answer.
-    """
-    topic = kafka.topic("tasks")
-    for _ in range(MISSING_LOOKS):
-        found = next((state for state in await list_topics(kafka) if state.name == topic), None)
-        if found is not None:
-            return await _ends(kafka, [TopicPartition(topic, partition) for partition in range(found.partitions)])
-        await asyncio.sleep(MISSING_PAUSE_S)
-    return None
-
-
-async def _ends(kafka: KafkaSettings, partitions: list[TopicPartition]) -> list[int]:
-    consumer = await start_consumer(kafka)
-    try:
-        async with asyncio.timeout(ENDS_DEADLINE_S):
-            ends = await consumer.end_offsets(partitions)
-    except (TimeoutError, KafkaError) as error:
-        raise TransientError(f"the broker does not say the ends of {partitions[0].topic!r}: {error!r}") from error
-    finally:
-        await stop_consumer(consumer)
-    return [ends[partition] for partition in partitions]
