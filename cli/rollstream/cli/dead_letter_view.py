@@ -34,10 +34,9 @@ def letter_table(letters: Sequence[BuriedLetter], dead_letters: DeadLetterBox, p
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("letter", "state", "failed"):
         table.add_column(column, no_wrap=True)
-    for column in ("role", "worker"):
-        table.add_column(column)
+    table.add_column("by", min_width=14)
     table.add_column("times", justify="right")
-    table.add_column("cause", ratio=1)
+    table.add_column("cause", ratio=1, min_width=20)
     for each in letters:
         first_line = each.head.error.partition("\n")[0]
         cause = f"{each.head.error_type}: {first_line}"
@@ -45,8 +44,7 @@ def letter_table(letters: Sequence[BuriedLetter], dead_letters: DeadLetterBox, p
             each.id.short(prefix),
             dead_letters.state(each.id),
             _brief_time(each.last_failed_at),
-            each.head.role,
-            each.head.worker_id,
+            f"{each.head.role} {each.head.worker_id}".strip(),
             str(each.burials),
             cause,
         )
