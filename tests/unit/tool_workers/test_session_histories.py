@@ -99,17 +99,24 @@ class Histories(RuleBasedStateMachine):
             self.finish(pick=-1)
         self.take_an_answer(pick=-1)
 
+    @precondition(lambda self: not self.waiting)
+    @rule(worker=WORKER, with_session=st.booleans())
+    def a_harmful_call_arrives(self, worker: int, with_session: bool) -> None:
+        self.ask(is_harmless=False, with_session=with_session)
+        self.deliver(pick=0, worker=worker, is_recent=True)
+
     @precondition(lambda self: self.records)
     @rule(pick=PICK)
     def ask_again(self, pick: int) -> None:
         call, is_harmless = self.records[pick % len(self.records)]
         self.records.append((msgspec.structs.replace(call, is_first=False, deadline=self.now + 20), is_harmless))
 
-    @rule(pick=PICK, turns_back=st.integers(0, 1))
-    def a_stranger_asks(self, pick: int, turns_back: int) -> None:
+    @rule(pick=PICK, turns_back=st.integers(0, 1), worker=WORKER)
+    def a_stranger_asks(self, pick: int, turns_back: int, worker: int) -> None:
         tokens = list(self.named)
         token, turn = tokens[pick % len(tokens)], max(0, self.turn - turns_back)
         self.send(token=token, turn=turn, is_harmless=True, with_session=True)
+        self.deliver_record(len(self.records) - 1, worker)
 
     @precondition(lambda self: self.answers)
     @rule(pick=PICK)
@@ -267,7 +274,7 @@ class Histories(RuleBasedStateMachine):
         self.now += seconds
 
 
-Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Histories.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestHistories = Histories.TestCase
 
 
@@ -343,7 +350,7 @@ def test_a_ledger_without_one_of_the_rules_is_found_out(planted: type[SessionLed
         ledger_type = planted
 
     search = settings(
-        max_examples=400,
+        max_examples=1000,
         stateful_step_count=40,
         deadline=None,
         database=None,
