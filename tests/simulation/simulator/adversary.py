@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from aiokafka import TopicPartition
+from simulator.cluster import Record
 from simulator.processes import Process
 from simulator.scenario import Fault
 
@@ -23,6 +24,7 @@ class Adversary:
     def __init__(self, world: World) -> None:
         self._world = world
         self._pending = 0
+        self._ambushes: list[tuple[str, Fault]] = []
 
     @property
     def is_over(self) -> bool:
@@ -34,6 +36,7 @@ class Adversary:
         for fault in self._world.plan.faults:
             self._later(fault.at, lambda fault=fault: self._strike(fault))
         self._later(self._world.plan.faults_until, self._calm)
+        self._world.simulation.cluster.on_append.append(self._spring)
 
     def _later(self, delay_s: float, action: object) -> None:
         self._pending += 1
@@ -47,6 +50,7 @@ class Adversary:
     def _calm(self) -> None:
         weather = self._world.simulation.cluster.weather
         weather.unknown_outcome = weather.refused = weather.twice = 0.0
+        self._ambushes.clear()
 
     def _strike(self, fault: Fault) -> None:
         self._world.faults += 1
@@ -86,6 +90,33 @@ class Adversary:
         if victim is not None:
             self._succeed(victim)
             self._later(fault.length_s, lambda: self._world.simulation.kill(victim))
+
+    def _strike_writer(self, fault: Fault) -> None:
+        """Whoever writes next: killed, frozen or replaced before it hears of it."""
+        topics = ("journal", "journal", "journal", "tool-calls.default", "tool-results", "trajectories")
+        self._ambushes.append((self._world.kafka.topic(topics[int(fault.pick * len(topics))]), fault))
+
+    def _spring(self, record: Record, sender: Process | None) -> None:
+        for ambush in self._ambushes:
+            topic, fault = ambush
+            if topic == record.topic and sender in self._world.present.values() and sender is not None:
+                self._ambushes.remove(ambush)
+                self._later(0.0, lambda: self._hit(sender, fault))
+                return
+
+    def _hit(self, victim: Process, fault: Fault) -> None:
+        if not victim.is_alive or victim.is_frozen:
+            return
+        kind = int(fault.pick * 997) % 3
+        self._world.note(f"hit {victim} as a writer: {('kill', 'freeze', 'replace')[kind]}")
+        if kind == 0:
+            self._world.kill(victim, fault.length_s)
+            return
+        self._world.simulation.freeze(victim)
+        self._later(fault.length_s, lambda: self._world.simulation.wake(victim))
+        if kind == 2:
+            self._succeed(victim)
+            self._later(fault.length_s + 3, lambda: self._world.simulation.kill(victim))
 
     def _drain(self, fault: Fault) -> None:
         victim = self._choose(fault, self._alive("rollout", "tools"))

@@ -41,6 +41,9 @@ class Weather:
     slow: float = 0.05
     """A request takes up to ``slow_s`` instead of milliseconds."""
     slow_s: float = 0.5
+    lagging: float = 0.0
+    """New records reach a consumer this often only after up to ``lag_s``: reading stays behind writing."""
+    lag_s: float = 3.0
     idle_stretch: float = 8.0
     """An idle poll may last so many times longer than asked for: as in a process that is busy otherwise."""
 
@@ -150,6 +153,12 @@ class Cluster:
         if weather.slow and rng.random() < weather.slow:
             return rng.random() * weather.slow_s
         return 0.0005 + rng.random() * 0.004
+
+    def fetch_delay_s(self) -> float:
+        """From a record's arrival in the log to its arrival at a consumer that waits for it."""
+        if self.weather.lagging and self.rng.random() < self.weather.lagging:
+            return self.rng.random() * self.weather.lag_s
+        return self.latency_s()
 
     def later(self, delay_s: float, action: Callable[[], object]) -> None:
         """Something happens outside of all processes."""

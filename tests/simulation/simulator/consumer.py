@@ -218,12 +218,16 @@ class SimulatedConsumer:
                 if self._reset == "none":
                     raise OffsetOutOfRangeError({place: position})
                 position = log.start if self._reset == "earliest" else log.end
-            taken = log.records[position : position + left]
+            taken = log.records[position : position + self._few(left)]
             if taken:
                 found[place] = taken
                 left -= len(taken)
                 self._positions[place] = position + len(taken)
         return found
+
+    def _few(self, limit: int) -> int:
+        """A fetch brings as much as it likes."""
+        return limit if self.cluster.rng.random() < 0.7 else min(limit, 1 + int(self.cluster.rng.random() * 4))
 
     async def _wait_for_records(self, partitions: tuple[TopicPartition, ...], timeout_s: float) -> bool:
         """False after the time-out."""
@@ -239,7 +243,7 @@ class SimulatedConsumer:
 
         watched = [cluster.log(place) for place in self._assigned if not partitions or place in partitions]
         for log in watched:
-            log.watchers[self] = lambda: cluster.later(cluster.latency_s(), arrive)
+            log.watchers[self] = lambda: cluster.later(cluster.fetch_delay_s(), arrive)
         timer = cluster.loop.call_later(timeout_s, time_out)
         try:
             return await woken

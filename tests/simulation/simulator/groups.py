@@ -62,7 +62,7 @@ class GroupCoordinator:
             self.watch(asked)
         if replaced is not None:
             del self.members[replaced.member_id]
-            self._tell(replaced, "unknown")
+            self._turn_away(replaced)
             if not self.is_preparing:  # back within its session: its partitions are still its own
                 self.members[asked.member_id] = asked
                 asked.partitions = replaced.partitions
@@ -84,9 +84,7 @@ class GroupCoordinator:
         member = self.members.pop(member_id, None)
         if member is None:
             return
-        self._tell(member, "unknown")
-        if member.answer is not None:
-            self._answer(member, None)
+        self._turn_away(member)
         if self.members:
             self._prepare()
             self._complete_if_all_are_here()
@@ -159,6 +157,12 @@ class GroupCoordinator:
             member = self.members[member_id]
             member.partitions = tuple(share)
             self._answer(member, (member_id, self.generation, member.partitions))
+
+    def _turn_away(self, member: Member) -> None:
+        if member.answer is not None:
+            self._answer(member, None)
+        else:
+            self._tell(member, "unknown")
 
     def _answer(self, member: Member, answer: JoinAnswer) -> None:
         deliver, member.answer = member.answer, None

@@ -113,7 +113,7 @@ class ScriptedModel:
         if plan.poison == "turn" and turn == 1:
             around.take_poison(trajectory_id)
         try:
-            async with asyncio.timeout(around.rng.choice((0.02, 0.1, 0.5, 1.5)) * (0.5 + around.rng.random())):
+            async with asyncio.timeout(around.rng.choice((0.02, 0.1, 0.5, 2.0)) * (0.5 + around.rng.random())):
                 await aborted.wait()
         except TimeoutError:
             self._fail_sometimes()

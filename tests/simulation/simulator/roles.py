@@ -132,6 +132,7 @@ class Roles:
         stream = AsyncTrajectoryStream(
             self.kafka,
             groups_per_batch=self.plan.groups_per_batch,
+            pipeline_depth=self.plan.pipeline_depth,
             min_members=1,
             max_staleness=None,
             needs_reward=False,

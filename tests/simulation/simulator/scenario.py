@@ -28,6 +28,7 @@ FaultKind = Literal[
     "stray_call",
     "stray_record",
     "scale",
+    "strike_writer",
 ]
 
 
@@ -69,6 +70,7 @@ class Profile:
         + ("expel",) * 2
         + ("drain", "drain", "kill_all", "twin", "trainer", "trainer", "retention", "producer", "emit_again")
         + ("rubbish", "stray_call", "stray_call", "stray_record", "scale")
+        + ("strike_writer",) * 12
     )
     min_faults: int = 3
     max_faults: int = 12
@@ -106,6 +108,7 @@ class Scenario:
     engine_failure: float
     group_deadline_s: float
     groups_per_batch: int
+    pipeline_depth: int
     only_poison: bool
     faults: tuple[Fault, ...]
     faults_until: float
@@ -124,8 +127,8 @@ def scenario(seed: int, profile: Profile | None = None) -> Scenario:
     groups, group_size = rng.choice((1, 2, 2, 3)), rng.choice((1, 2))
     tasks = {
         ids.trajectory_id(RUN_ID, group, member): TaskPlan(
-            turns=rng.choice((1, 2, 2, 3)),
-            calls=tuple(rng.randint(1, family.max_calls) for _ in range(3)),
+            turns=rng.choice((1, 2, 3, 4)),
+            calls=tuple(rng.randint(1, family.max_calls) for _ in range(4)),
             pays=_sometimes(family.pays, rng, 0.15),
         )
         for group in range(groups)
@@ -133,7 +136,7 @@ def scenario(seed: int, profile: Profile | None = None) -> Scenario:
     }
     only_poison = _spoil(tasks, family, rng)
     storm = _sometimes(family.storm, rng, 0.6)
-    until = 0.0 if only_poison else rng.choice((8.0, 15.0, 30.0))
+    until = 0.0 if only_poison else rng.choice((3.0, 6.0, 12.0))
     number = 0 if only_poison else rng.randint(family.min_faults, family.max_faults)
     faults = [
         Fault(0.3 + rng.random() * until, rng.choice(family.kinds), rng.random(), rng.choice((0.2, 1, 4, 8)) * (0.5 + rng.random()))
@@ -155,6 +158,7 @@ def scenario(seed: int, profile: Profile | None = None) -> Scenario:
         engine_failure=0.08 if not only_poison and _sometimes(family.engine_failures, rng, 0.2) else 0.0,
         group_deadline_s=_group_deadline_s(tasks, family, rng),
         groups_per_batch=rng.choice((1, 1, 2)),
+        pipeline_depth=rng.choice((0, 1, 4)),
         only_poison=only_poison,
         faults=tuple(sorted(faults, key=lambda fault: fault.at)),
         faults_until=until,
@@ -164,6 +168,8 @@ def scenario(seed: int, profile: Profile | None = None) -> Scenario:
             twice=0.1 if storm and not only_poison else 0.0,
             slow=family.slow if family.slow is not None else rng.choice((0.02, 0.1, 0.3)),
             slow_s=rng.choice((0.3, 2.0)),
+            lagging=rng.choice((0.0, 0.1, 0.5)),
+            lag_s=rng.choice((1.0, 4.0)),
             idle_stretch=rng.choice((2.0, 8.0)),
         ),
     )

@@ -110,6 +110,8 @@ class Simulation:
             raise
         except Exception as error:
             failure = error
+        if self.loop.is_torn_down:
+            return
         self.kill(process)
         self.on_exit(process, failure)
 

@@ -42,7 +42,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._tasks_made = 0
         self._world = Owner(0, world)
         self._tasks: list[asyncio.Task[Any]] = []
-        self._is_torn_down = False
+        self.is_torn_down = False
         self.steps = 0
         self.digest = 0
         """Of the order in which everything ran."""
@@ -60,7 +60,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Handle:
         """As asyncio; nothing happens any more after ``tear_down``."""
         handle = asyncio.Handle(callback, args, self, context)
-        if not self._is_torn_down:
+        if not self.is_torn_down:
             owner = self._owner(handle)
             self._arrivals += 1
             insort(self._ready_entries, (owner.task, self._arrivals, handle, owner.process))
@@ -71,7 +71,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.TimerHandle:
         """As asyncio."""
         handle = asyncio.TimerHandle(when, callback, args, self, context)
-        if not self._is_torn_down:
+        if not self.is_torn_down:
             owner = self._owner(handle)
             self._arrivals += 1
             heapq.heappush(self._timers, (when, owner.task, self._arrivals, handle, owner.process))
@@ -125,7 +125,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def tear_down(self) -> None:
         """End every unfinished task without running the event loop, so that nothing is left to the collector."""
-        self._is_torn_down = True
+        self.is_torn_down = True
         self._ready_entries.clear()
         self._timers.clear()
         with _nothing_said_of_unfinished_work():

@@ -232,6 +232,9 @@ class Witness:
             for id_, (_, trajectory) in self.published.items():
                 self._check_sessions(id_, trajectory)
                 self._check_ending(id_, trajectory)
+            for id_, task in self._plan.tasks.items():
+                if id_ not in self.published and task.poison != "decode":
+                    raise Violation(f"I9: task {id_} has ended without a trajectory")
             for payment, times in Counter(self._around.payments).items():
                 if times > 1:
                     raise Violation(f"I3: payment {payment} was made {times} times")

@@ -87,10 +87,10 @@ class World:
                 verdict = simulation.run(until=self.begun_at + plan.faults_until + REST_S)
             except StuckError as error:
                 verdict = f"I10: {error}"
+            if verdict is None:
+                verdict = f"I10: no rest {REST_S:.0f} s after the last fault: {self._unfinished()}"
+            failures = list(simulation.loop.failures)
             steps, digest, now = simulation.loop.steps, simulation.loop.digest, simulation.loop.time()
-        if verdict is None:
-            verdict = f"I10: no rest {REST_S:.0f} s after the last fault: {self._unfinished()}"
-        failures = simulation.loop.failures
         if verdict == "rest":
             verdict = f"unhandled: {failures[0]}" if failures else None
         return Outcome(
@@ -166,8 +166,10 @@ class World:
         for error in errors:
             is_twin = isinstance(error, SettingsError) and "another process seems to use" in str(error)
             is_dead_engine = isinstance(error, EngineDeadError) and self.plan.engine_failure > 0
+            # Two at once: the second may see tasks before it sees what was said of them.
+            is_early = role == "producer" and isinstance(error, SettingsError) and "nothing says under" in str(error)
             is_away = isinstance(error, TransientError) and role in ("trainer", "producer")
-            if not (is_twin or is_dead_engine or is_away):
+            if not (is_twin or is_dead_engine or is_early or is_away):
                 self.violated(f"{process} ended by itself: {error!r}")
         if errors or role in ("rollout", "tools"):
             self.restart_later(process, 0.2 + self.rng.random() * 4)

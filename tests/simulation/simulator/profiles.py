@@ -1,0 +1,21 @@
+"""Families of scenarios by name. ``default`` is the mix; the others favour what is rare in it."""
+
+from __future__ import annotations
+
+from simulator.scenario import Profile
+
+PROFILES: dict[str, Profile] = {
+    "default": Profile(),
+    "zombies": Profile(
+        kinds=("freeze", "replace", "replace", "replace", "twin", "expel", "kill"), workers=(2, 3), poison=None
+    ),
+    "tools": Profile(
+        kinds=("kill", "freeze", "replace", "expel", "stray_call", "drain"), tool_workers=(2,), poison=None, storm=True
+    ),
+    "clock": Profile(kinds=("kill", "freeze", "replace", "kill_all"), short_clock=True, poison=None, wavers=False),
+    "poison": Profile(kinds=("kill",), min_faults=0, max_faults=0, poison="some"),
+    "trainer": Profile(
+        kinds=("trainer", "trainer", "retention", "kill", "emit_again"), poison=None, wavers=False, workers=(2,)
+    ),
+    "payments": Profile(pays=True, poison=None, storm=True, tool_workers=(2,)),
+}
