@@ -78,6 +78,12 @@ def letter_data(letter: BuriedLetter, dead_letters: DeadLetterBox, prefix: str) 
     }
 
 
+def record_data(letter: DeadLetter) -> dict[str, Any]:
+    """Stack and record for machines; bytes in base64."""
+    view = json_view(letter)
+    return {name: view[name] for name in ("stack", "key", "headers", "value")}
+
+
 def letter_lines(letter: DeadLetter, buried: BuriedLetter, dead_letters: DeadLetterBox, prefix: str) -> Iterator[str]:
     """Everything about one letter."""
     facts = letter_data(buried, dead_letters, prefix)

@@ -13,7 +13,14 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from rollstream.cli.dead_letter_view import letter_data, letter_lines, letter_table, offer_lines, summary_line
+from rollstream.cli.dead_letter_view import (
+    letter_data,
+    letter_lines,
+    letter_table,
+    offer_lines,
+    record_data,
+    summary_line,
+)
 from rollstream.cli.points_in_time import point_in_time
 from rollstream.cli.settings import load_settings
 from rollstream.schemas.dead_letters import DeadLetter
@@ -94,6 +101,7 @@ def show(
     bootstrap: Bootstrap = None,
     prefix: Prefix = None,
     raw: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the record's value there as it is.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object; key, headers and value in base64.")] = False,
 ) -> None:
     """Show everything about one letter, its value decoded as far as possible."""
     kafka = _kafka(bootstrap, prefix)
@@ -107,6 +115,9 @@ def show(
             raw.write_bytes(whole.value)
         except OSError as error:
             raise SettingsError(f"--raw {str(raw)!r}: {error}") from error
+    if as_json:
+        typer.echo(json.dumps(letter_data(buried, dead_letters, kafka.prefix) | record_data(whole)))
+        return
     for line in letter_lines(whole, buried, dead_letters, kafka.prefix):
         typer.echo(line)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
+from base64 import b64decode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -164,6 +165,8 @@ async def test_a_dropped_letter_is_out_of_the_way_and_not_away(kafka: KafkaSetti
     assert "tasks/0/1 is dropped already" in (await dead_letters("drop", "tasks/0/1")).output
     await bury(kafka, "tasks", 1, ValueError("again, by another worker"))
     assert {each["id"] for each in await lines(dead_letters, "list")} == {"tasks/0/0", "tasks/0/2"}
+    [shown] = await lines(dead_letters, "show", "tasks/0/1")
+    assert (shown["state"], b64decode(shown["value"]), shown["burials"]) == ("dropped", b"needle 1", 2)
     assert "dropped at" in (await dead_letters("show", "tasks/0/1")).output
     assert (await dead_letters("drop", "--all", "--yes")).output == "2 letters dropped\n"
     assert await open_dead_letters(kafka) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from base64 import b64decode
 
 import msgspec
 import pytest
@@ -20,6 +21,7 @@ from rollstream.cli.dead_letter_view import (
     letter_table,
     offer_lines,
     readable,
+    record_data,
     summary_line,
     value_lines,
 )
@@ -148,6 +150,14 @@ def test_json_holds_all_but_the_record() -> None:
         "tasks/3/17", "open", "p.tasks", 3, 17,
     )  # fmt: skip
     assert (data["value_bytes"], data["attempts"], data["burials"]) == (2, 2, 1)
+
+
+def test_json_of_one_letter_holds_the_record_too() -> None:
+    data = json.loads(json.dumps(record_data(letter())))
+    assert (b64decode(data["value"]), b64decode(data["key"])) == (b"\xff\x00", b"k\x1b")
+    assert [(name, b64decode(content)) for name, content in data["headers"]] == [("schema", ESCAPE.encode())]
+    assert data["stack"].startswith('File "a.py"')
+    assert record_data(letter(None))["value"] is None
 
 
 def test_an_offer_says_what_will_happen_and_what_will_not() -> None:
