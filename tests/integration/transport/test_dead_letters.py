@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -13,12 +16,14 @@ from aiokafka import ConsumerRecord
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from rollstream.schemas.dead_letters import DeadLetter
-from rollstream.schemas.errors import InvalidMessageError, SettingsError
+from rollstream.schemas.errors import InvalidMessageError, SettingsError, TransientError
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.transport.clients import admin_client, start_consumer, start_producer
 from rollstream.transport.dead_letters import STORY_BYTES, DeadLetterOffice
+from rollstream.transport.local_broker import BrokerSettings, LocalBroker
 from rollstream.transport.records import Record, decode_record
 from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.topic_admin import apply_topics
 
 pytestmark = pytest.mark.broker
 
@@ -135,3 +140,44 @@ async def test_without_a_topic_for_letters_nobody_starts(broker: str) -> None:
     with pytest.raises(SettingsError, match=r"nobody-made-this\.dead-letters"):
         async with DeadLetterOffice(nowhere, role="trainer", worker_id="t1"):
             pass
+
+
+class Heard(logging.Handler):
+    """Counts what is logged, and says when it is enough."""
+
+    def __init__(self, enough: int) -> None:
+        super().__init__()
+        self._left = enough
+        self.is_enough = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._left -= "still waiting for the broker" in record.getMessage()
+        if self._left <= 0:
+            self.is_enough.set()
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    handler, logger = Heard(enough=3), logging.getLogger("rollstream")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+@pytest.mark.timeout(120)
+async def test_a_letter_waits_for_a_broker_that_is_away_however_long(tmp_path: Path, heard: Heard) -> None:
+    with LocalBroker(BrokerSettings(data_dir=tmp_path / "broker", source="jars")) as broker:
+        kafka = KafkaSettings(bootstrap=broker.bootstrap)
+        await apply_topics(kafka)
+        async with DeadLetterOffice(kafka, role="trainer", worker_id="t1", try_s=1.0) as office:
+            await asyncio.to_thread(broker.kill9)
+            with pytest.raises(TransientError):
+                await office.bury(large_record(kafka, b"x"), ValueError("x"), deadline_s=0.5)
+            async with asyncio.TaskGroup() as group, asyncio.timeout(60):
+                burying = group.create_task(office.bury(large_record(kafka, b"x"), ValueError("x")))
+                await heard.is_enough.wait()
+                assert not burying.done()
+                await asyncio.to_thread(broker.start)
+        assert burying.result().topic == kafka.topic("dead-letters")
+        letter = decode_record(await one_record(kafka, kafka.topic("dead-letters")), DeadLetter)
+        assert letter.value == b"x"

@@ -19,7 +19,7 @@ from rollstream.schemas.errors import InvalidMessageError
 from rollstream.transport import metrics
 from rollstream.transport.acknowledgement import until_acknowledged
 from rollstream.transport.clients import require_topics
-from rollstream.transport.publisher import Publisher, RecordPlace
+from rollstream.transport.publisher import DEADLINE_S, Publisher, RecordPlace
 from rollstream.transport.records import Record, record_headers
 from rollstream.transport.settings import KafkaSettings
 
@@ -59,15 +59,16 @@ class DeadLetterOffice:
         kafka: cluster and topics.
         role: who buries, e.g. ``rollout-worker``.
         worker_id: which one of them.
+        try_s: after so long it is logged that the broker is still away, and the letter is sent anew.
 
     Raises:
         SettingsError: on entering: there is no topic for dead letters.
     """
 
-    def __init__(self, kafka: KafkaSettings, *, role: str, worker_id: str) -> None:
+    def __init__(self, kafka: KafkaSettings, *, role: str, worker_id: str, try_s: float = DEADLINE_S) -> None:
         self._kafka = kafka
         self._limit_bytes = kafka.topics[DeadLetter.topic].max_value_bytes
-        self._publisher = Publisher(kafka, profile="durable")
+        self._publisher = Publisher(kafka, profile="durable", deadline_s=try_s)
         self._role = role
         self._worker_id = worker_id
 
