@@ -30,9 +30,12 @@ from aiokafka.errors import (
 )
 
 from rollstream.schemas.errors import SettingsError, TransientError
+from rollstream.transport.closed_connections import tell_closed_connections
 from rollstream.transport.settings import KafkaSettings
 
 logger = logging.getLogger(__name__)
+
+tell_closed_connections()
 
 Profile = Literal["durable", "rpc"]
 """``durable``: nothing acknowledged is lost, for trajectories, tasks and journal. ``rpc``: milliseconds matter, a lost
