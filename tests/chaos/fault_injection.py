@@ -6,9 +6,10 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from evidence import Injury
 from fault_plan import Fault, Kind, Role
@@ -24,6 +25,8 @@ LEAVES_AT_ONCE_S = 3.0
 STEP_REACHED_WITHIN_S = 15.0
 ZOMBIE_LIVES_S = 3.0
 LOOK_EVERY_S = 0.05
+AT_WORK_AFTER_S = 2.0
+ONE_AT_START_IN = 6
 WIRES: dict[Kind, Wire] = {
     "cut_reset": "reset",
     "cut_black_hole": "black_hole",
@@ -54,32 +57,40 @@ class Cluster:
         return [member for member in self.members if member.role == role]
 
 
-async def inject(cluster: Cluster, fault: Fault) -> None:
-    """Do what the plan says and return when everything is as before."""
+async def beginning(cluster: Cluster, fault: Fault) -> Coroutine[Any, Any, None]:
+    """Wait until there is somebody to hurt; what is returned does it and ends when everything is as before."""
     if fault.role == "broker":
-        await _hurt_broker(cluster, fault)
-    elif fault.kind == "scale":
-        await _scale(cluster, fault)
-    else:
-        member = await _free_member(cluster, fault)
-        try:
-            await _hurt(cluster, member, fault)
-        finally:
-            member.is_being_hurt = False
+        await cluster.broker_lock.acquire()
+        return _hurt_broker(cluster, fault)
+    if fault.kind == "scale":
+        await cluster.scale_lock.acquire()
+        return _scale(cluster, fault)
+    return _hurt(cluster, await _free_member(cluster, fault), fault)
 
 
 async def _free_member(cluster: Cluster, fault: Fault) -> Member:
-    """The member that is meant, or the next one of its role that lives and is not being hurt."""
+    """The member that is meant, or the next one of its role that lives and is not being hurt.
+
+    Most faults leave a process the time to get to work first; some hit it while it starts.
+    """
+    min_age_s = 0.0 if fault.number % ONE_AT_START_IN == 0 else AT_WORK_AFTER_S
     while True:
         members = cluster.of(fault.role)
         for member in [*members[fault.slot :], *members[: fault.slot]]:
-            if member.is_alive and member.is_wanted and not member.is_being_hurt:
+            if member.is_wanted and not member.is_being_hurt and member.age_s >= min_age_s:
                 member.is_being_hurt = True
                 return member
         await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _hurt(cluster: Cluster, member: Member, fault: Fault) -> None:
+    try:
+        await _hurt_member(cluster, member, fault)
+    finally:
+        member.is_being_hurt = False
+
+
+async def _hurt_member(cluster: Cluster, member: Member, fault: Fault) -> None:
     victim = member.running
     assert victim is not None
     at = time.time()
@@ -161,7 +172,7 @@ async def _kill_at_step(cluster: Cluster, victim: Running, fault: Fault) -> floa
 
 
 async def _hurt_broker(cluster: Cluster, fault: Fault) -> None:
-    async with cluster.broker_lock:
+    try:
         pid = cluster.broker.state.pid
         assert pid is not None
         at = time.time()
@@ -175,15 +186,19 @@ async def _hurt_broker(cluster: Cluster, fault: Fault) -> None:
             await asyncio.to_thread(cluster.broker.start)
         killed = int(fault.kind == "kill")
         cluster.injuries.append(Injury("broker", fault.kind, "broker", pid, at, time.time(), killed=killed))
+    finally:
+        cluster.broker_lock.release()
 
 
 async def _scale(cluster: Cluster, fault: Fault) -> None:
-    async with cluster.scale_lock:
+    try:
         at = time.time()
         for size in fault.sizes:
             await scale_to(cluster, size)
             await asyncio.sleep(fault.lasts_s)
         cluster.injuries.append(Injury(fault.role, "scale", "", 0, at, time.time()))
+    finally:
+        cluster.scale_lock.release()
 
 
 async def _until_left_alone(member: Member) -> None:

@@ -96,7 +96,7 @@ class Fault:
     """One injury.
 
     Attributes:
-        at_s: seconds after the first moment of the plan.
+        after_s: pause since the fault before it began.
         slot: which process of its role; where that one is being hurt already, the next one that is not.
         lasts_s: of a freeze or a cut, between two signals, or of one size while scaling.
         returns_s: pause before a dead process is started again.
@@ -106,7 +106,7 @@ class Fault:
     """
 
     number: int
-    at_s: float
+    after_s: float
     role: Role
     kind: Kind
     slot: int
@@ -125,13 +125,12 @@ def plan_faults(seed: int, count: int, interval_s: float, cluster: Cluster) -> t
     rng = random.Random(f"chaos/{seed}")
     alone = min(MOST_ALONE, count // ONE_ALONE_IN)
     faults: list[Fault] = []
-    at_s = 0.0
     for number, (role, kind) in enumerate(_draw(rng, count - alone, cluster)):
-        at_s += interval_s * min(MAX_PAUSE, max(MIN_PAUSE, rng.expovariate(1.0)))
-        faults.append(_fault(rng, number, at_s, role, kind, cluster))
+        after_s = interval_s * min(MAX_PAUSE, max(MIN_PAUSE, rng.expovariate(1.0)))
+        faults.append(_fault(rng, number, after_s, role, kind, cluster))
     for number in range(count - alone, count):
         kind: Kind = "kill" if number % 2 else "kill_replaced"
-        faults.append(replace(_fault(rng, number, at_s, "rollout-worker", kind, cluster), is_alone=True))
+        faults.append(replace(_fault(rng, number, 0.0, "rollout-worker", kind, cluster), is_alone=True))
     return tuple(faults)
 
 
@@ -163,11 +162,11 @@ def _is_possible(fault: tuple[Role, Kind], cluster: Cluster) -> bool:
     return kind != "scale" or cluster.max_rollout_workers > 1
 
 
-def _fault(rng: random.Random, number: int, at_s: float, role: Role, kind: Kind, cluster: Cluster) -> Fault:
+def _fault(rng: random.Random, number: int, after_s: float, role: Role, kind: Kind, cluster: Cluster) -> Fault:
     slots = {"rollout-worker": cluster.rollout_workers, "tool-worker": cluster.tool_workers}.get(role, 1)
     return Fault(
         number=number,
-        at_s=round(at_s, 3),
+        after_s=round(after_s, 3),
         role=role,
         kind=kind,
         slot=rng.randrange(slots),

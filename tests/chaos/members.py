@@ -132,6 +132,11 @@ class Member:
         return self.running is not None and self.running.is_alive
 
     @property
+    def age_s(self) -> float:
+        """How long its process has been running; below 0 when none runs."""
+        return time.time() - self.running.started_at if self.running is not None and self.is_alive else -1.0
+
+    @property
     def has_crashed(self) -> bool:
         """Whether its process has ended though nobody hurt it."""
         return self.is_wanted and not self.is_being_hurt and self.running is not None and not self.running.is_alive

@@ -34,9 +34,9 @@ def report_table(report: Report) -> Group:
     _promise(table, "foreign tool histories", report.broken_histories)
     table.add_section()
     table.add_row("generations", str(report.generations), "")
-    table.add_row("episodes hit", str(report.episodes_hit), "")
+    table.add_row("episodes hit / by a death", f"{report.episodes_hit} / {report.episodes_killed}", "")
     table.add_row("repeated per change of hands, most", str(report.generations_repeated_max), "<= 1")
-    table.add_row("repeated per episode hit, mean", str(report.generations_repeated_mean), "<= 1")
+    table.add_row("repeated per episode killed, mean", str(report.generations_repeated_mean), "<= 1")
     _promise(table, "repeated though finished or undisturbed", report.generations_repeated_unfair)
     table.add_section()
     bar = f"<= {report.session_timeout_s + TAKEOVER_GRACE_S:g} s"

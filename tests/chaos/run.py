@@ -36,6 +36,8 @@ INTERVAL_S = 2.0
 GROUPS_PER_S = 4.0
 """More than this machine works off, so that the prompts do not run out."""
 SPARE_GROUPS = 400
+LONGEST_ALONE_S = 25.0
+"""Of a fault that waits until everything has healed."""
 VLLM_KINDS: frozenset[Kind] = frozenset(
     {"kill", "kill_replaced", "freeze", "freeze_long", "kill_at_step", "term", "cut_black_hole"}
 )
@@ -83,7 +85,7 @@ async def _run(options: argparse.Namespace, folder: Path, marker: str) -> tuple[
     if options.engine == "vllm":
         interval_s = max(interval_s, 8.0)
     plan = plan_faults(options.seed, options.kills, interval_s, shape)
-    duration_s = max((fault.at_s + fault.lasts_s for fault in plan), default=0.0)
+    duration_s = sum(fault.after_s + LONGEST_ALONE_S * fault.is_alone for fault in plan)
     timing = Timing.of(options.engine, is_quick=options.quick)
     workload = Workload(
         engine=options.engine,

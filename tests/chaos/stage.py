@@ -25,7 +25,7 @@ from evidence_reading import (
     read_tasks,
     read_trajectories,
 )
-from fault_injection import LEAVES_WITHIN_S, Cluster, inject, scale_to
+from fault_injection import LEAVES_WITHIN_S, Cluster, beginning, scale_to
 from fault_plan import Cluster as Shape
 from fault_plan import Fault, Role
 from live_view import LiveView
@@ -228,18 +228,16 @@ class Stage:
         return Phases(began, hurt, healed, ended)
 
     async def _hurt(self, cluster: Cluster, plan: Sequence[Fault], view: LiveView) -> None:
-        started = time.monotonic()
         async with asyncio.TaskGroup() as group:
             running: set[asyncio.Task[None]] = set()
             for fault in plan:
                 if fault.is_alone and running:
                     await asyncio.wait(running)
                     await scale_to(cluster, self._shape.rollout_workers)
-                await asyncio.sleep(max(0.0, started + fault.at_s - time.monotonic()))
-                if fault.is_alone:
-                    await asyncio.sleep(self._timing.calm_between_s)
+                await asyncio.sleep(self._timing.calm_between_s if fault.is_alone else fault.after_s)
+                hurting = await beginning(cluster, fault)
                 view.hurt(fault)
-                running.add(injecting := group.create_task(inject(cluster, fault)))
+                running.add(injecting := group.create_task(hurting))
                 injecting.add_done_callback(running.discard)
 
     async def _finish(self, cluster: Cluster) -> None:

@@ -137,6 +137,22 @@ def _any_between(moments: Sequence[float], start: float, stop: float) -> bool:
     return bisect_right(moments, start) < bisect_right(moments, stop)
 
 
+def repeated_after(takeovers: Sequence[Takeover], repetitions: Iterable[Repetition]) -> list[int]:
+    """For every takeover, in order, the generations begun again until the episode was hit again."""
+    repeated: dict[str, list[float]] = defaultdict(list)
+    for repetition in repetitions:
+        repeated[repetition.trajectory_id].append(repetition.generation.at)
+    hits: dict[str, list[float]] = defaultdict(list)
+    for takeover in takeovers:
+        hits[takeover.trajectory_id].append(takeover.injury.at)
+    counts: list[int] = []
+    for takeover in takeovers:
+        at = takeover.injury.at
+        next_at = min((hit for hit in hits[takeover.trajectory_id] if hit > at), default=float("inf"))
+        counts.append(sum(at < moment <= next_at for moment in repeated[takeover.trajectory_id]))
+    return counts
+
+
 def by_episode(begun: Iterable[Begun]) -> dict[str, list[Begun]]:
     """Generations by trajectory id, in order of time."""
     episodes: dict[str, list[Begun]] = defaultdict(list)

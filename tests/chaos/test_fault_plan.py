@@ -12,7 +12,7 @@ def test_a_seed_is_a_plan(seed: int, count: int) -> None:
     first, again = (plan_faults(seed, count, 2.0, Cluster()) for _ in range(2))
     assert first == again
     assert len(first) == count
-    assert [fault.at_s for fault in first] == sorted(fault.at_s for fault in first)
+    assert all(fault.after_s >= 0 for fault in first)
     assert [fault.number for fault in first] == list(range(count))
 
 
@@ -57,7 +57,7 @@ def test_only_what_is_there_is_hurt_and_only_as_allowed(seed: int) -> None:
 
 def test_the_mean_time_between_faults_is_what_was_asked_for() -> None:
     plan = plan_faults(0, 2000, 2.0, Cluster())
-    assert 1.6 < plan[-1].at_s / len(plan) < 2.4
+    assert 1.6 < sum(fault.after_s for fault in plan) / len(plan) < 2.4
 
 
 @given(seeds)

@@ -128,7 +128,7 @@ def test_an_episode_that_is_begun_from_its_prompt_again_repeats_more_than_one_ge
     e = healthy()
     again = [begun("0/0", "0", "B", 15.0), begun("0/0", "2", "B", 16.0)]
     report = verdict(replace(e, begun=[*e.begun[:2], *e.begun[3:], *again]))
-    assert report.generations_repeated_max == 2
+    assert (report.generations_repeated_max, report.generations_repeated_mean) == (2, 2.0)
     assert report.broken
 
 

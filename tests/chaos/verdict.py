@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from evidence import Evidence, Injury, TrajectorySeen
-from takeovers import HARMLESS, find_repetitions, find_takeovers
+from takeovers import HARMLESS, find_repetitions, find_takeovers, repeated_after
 
 TAKEOVER_GRACE_S = 3.0
 """Allowed for a takeover beyond the session time-out."""
@@ -36,9 +36,10 @@ class Report:
         trained_out_of_order: whether the ledger's order is not that of an unkilled reader.
         unequal_copies: records that differ from the first one with their id.
         broken_histories: completed or cut episodes whose tool answers are not the history of their own calls.
-        episodes_hit: pairs of an injury and an episode that ran on the injured worker.
+        episodes_hit: pairs of an injury and an episode that ran on the injured worker; ``episodes_killed``: of a death.
         generations_repeated_max: most generations of one episode begun again each time it changed hands.
-        generations_repeated_mean: generations begun again per episode hit.
+        generations_repeated: all of them: also those of episodes that were moved, as workers came and went.
+        generations_repeated_mean: begun again, per episode that ran on a worker when that died.
         generations_repeated_unfair: begun again though they were not the one that was running, or nothing was hurt.
         takeover_s_*: from a worker's death to the next sign of life of its episodes; ``clean``: nothing else was hurt
             meanwhile.
@@ -72,6 +73,7 @@ class Report:
     broken_histories: int
     generations: int
     episodes_hit: int
+    episodes_killed: int
     generations_repeated: int
     generations_repeated_max: int
     generations_repeated_mean: float
@@ -143,9 +145,10 @@ def judge(evidence: Evidence, *, seed: int, engine: str, session_timeout_s: floa
         broken_histories=len(histories),
         generations=len(evidence.begun),
         episodes_hit=cost.episodes_hit,
+        episodes_killed=cost.episodes_killed,
         generations_repeated=cost.repeated,
         generations_repeated_max=cost.repeated_max,
-        generations_repeated_mean=round(cost.repeated / max(1, cost.episodes_hit), 3),
+        generations_repeated_mean=round(cost.repeated_after_deaths / max(1, cost.episodes_killed), 3),
         generations_repeated_unfair=len(cost.unfair),
         session_timeout_s=session_timeout_s,
         takeover_s_p50=quantile(cost.takeovers, 0.5),
@@ -228,7 +231,9 @@ class _Cost:
     """What the injuries of rollout workers cost."""
 
     episodes_hit: int
+    episodes_killed: int
     repeated: int
+    repeated_after_deaths: int
     repeated_max: int
     unfair: list[str]
     takeovers: list[float]
@@ -247,7 +252,13 @@ class _Cost:
         deaths = [t for t in takeovers if t.injury.kind in DEATHS]
         return cls(
             episodes_hit=len(takeovers),
+            episodes_killed=len(deaths),
             repeated=len(repetitions),
+            repeated_after_deaths=sum(
+                count
+                for takeover, count in zip(takeovers, repeated_after(takeovers, repetitions), strict=True)
+                if takeover.injury.kind in DEATHS
+            ),
             repeated_max=max((each.in_a_row for each in repetitions), default=0),
             unfair=[
                 f"{each.trajectory_id}: {each.generation.path!r} of attempt {each.generation.attempt} on "
