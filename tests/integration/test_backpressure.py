@@ -23,10 +23,11 @@ from rollstream.schemas.tasks import ChatMessage, RolloutTask
 from rollstream.transport.clients import start_producer
 from rollstream.transport.control import ControlFollower
 from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.topic_watch import topic_ends
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(300)]
 
-TASKS = int(os.environ.get("ROLLSTREAM_TEST_QUEUED_TASKS", "200000"))
+TASKS = int(os.environ.get("QUEUED_TASKS", "200000"))
 SLOTS = 4
 MIB = 1024**2
 FETCHED_AHEAD_MIB = 4 * 4 * 2
@@ -71,6 +72,9 @@ async def queue(kafka: KafkaSettings, count: int) -> None:
             await asyncio.gather(*sent)
     finally:
         await producer.stop()
+    ends = (await topic_ends(kafka, [kafka.topic("tasks")]))[kafka.topic("tasks")]
+    assert ends is not None
+    assert sum(ends) == count
 
 
 def resident_mib(pid: int) -> float:
@@ -106,8 +110,9 @@ token_s = 0.001
     try:
         yield process
     finally:
-        process.terminate()
-        await process.wait()
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
         log.close()
 
 
