@@ -53,6 +53,7 @@ BENCHMARKS = (
     Benchmark("event_loop", "event_loop"),
     Benchmark("pipeline_scripted", "pipeline", "measure_scripted"),
     Benchmark("pipeline_vllm", "pipeline", "measure_vllm"),
+    Benchmark("journal", "journal"),
     Benchmark("weight_update", "weight_update"),
 )
 

@@ -18,6 +18,8 @@ FailureKind = Literal["infrastructure", "data"]
 
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 15.0
+GIVE_UP_TRIES = 3
+"""So often workers may die over saying that a task has failed, which means a look at its body."""
 
 
 class PoisonousTaskError(RollstreamError):
@@ -84,9 +86,9 @@ def next_step(state: TaskState | None, budgets: AttemptBudgets) -> Step:
     if state.end is not None:
         return Publish(state.end)
     unclean = state.unclean
-    if unclean > budgets.crashes:
+    if unclean >= budgets.crashes + GIVE_UP_TRIES:
         return Abandon(_poisonous(unclean))
-    if unclean == budgets.crashes:
+    if unclean >= budgets.crashes:
         return GiveUp(_poisonous(unclean), state.attempt)
     if state.failure is not None and (state.infra >= budgets.infra or state.data >= budgets.data):
         return GiveUp(state.failure, state.attempt)

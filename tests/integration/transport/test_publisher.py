@@ -37,7 +37,7 @@ def result(number: int, content: str = "") -> ToolResult:
 
 def entry(size_bytes: int) -> JournalRecord:
     noise = np.random.default_rng(0).bytes(size_bytes)
-    return JournalRecord(kind="effect", trajectory_id="t", attempt=0, key="0", writer="w", birth=0, payload=noise)
+    return JournalRecord(kind="effect", trajectory_id="t", attempt=1, key="0", writer="w", birth=0, payload=noise)
 
 
 async def read(kafka: KafkaSettings, topic: str, count: int) -> list[Record]:

@@ -65,8 +65,8 @@ def test_a_spent_budget_ends_the_task(infra: int, data: int, unclean: int) -> No
     step = next_step(state(infra=infra, data=data, unclean=unclean), AttemptBudgets())
     is_spent = infra >= 5 or data >= 2
     assert isinstance(step, Begin) == (not is_spent and unclean < 5)
-    assert isinstance(step, Abandon) == (unclean > 5)
-    assert isinstance(step, GiveUp) == (unclean == 5 or (is_spent and unclean < 5))
+    assert isinstance(step, Abandon) == (unclean >= 8)
+    assert isinstance(step, GiveUp) == (unclean < 8 and (unclean >= 5 or is_spent))
 
 
 def test_a_task_nobody_has_heard_of_is_begun() -> None:

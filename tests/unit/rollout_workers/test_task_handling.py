@@ -404,7 +404,7 @@ async def test_a_dead_engine_counts_against_the_task_because_the_task_may_be_why
 
 async def test_a_task_that_kills_even_who_says_that_it_failed_is_abandoned_unread() -> None:
     world = World()
-    for n in range(6):
+    for n in range(8):
         world.log.dies_at = (n, "after")
         with pytest.raises(KilledError):
             await world.worker(f"w{n}").handle(record_of(task()))
@@ -412,7 +412,7 @@ async def test_a_task_that_kills_even_who_says_that_it_failed_is_abandoned_unrea
     assert await world.worker("last").handle(record_of(task()))
     assert world.published == []
     assert "never heard of again" in world.buried[0][0]
-    assert world.log.kinds() == ["start"] * 6 + ["end", "done"]
+    assert world.log.kinds() == ["start"] * 8 + ["end", "done"]
 
 
 async def test_suspects_run_one_at_a_time_and_others_beside_them() -> None:

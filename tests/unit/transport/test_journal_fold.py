@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.journal import AttemptFailure, JournalKind, JournalRecord, StartFacts, TerminalRecord
-from rollstream.transport.journal.journal import held
+from rollstream.transport.journal.journal import REMEMBERED_TASKS, MemoryJournal, held
 from rollstream.transport.journal.partition_fold import PartitionFold, floor_text, read_floor
 from rollstream.transport.journal.task_state import AttemptOverError, StartKey, TaskState
 
@@ -101,6 +101,7 @@ def test_starts_that_led_nowhere_count_until_there_is_progress() -> None:
     journal.write("effect", "0", birth=10)
     assert journal.state.unclean == 0
     journal.write("start", "1/4/w")
+    journal.write("start", "1/4/v")
     assert journal.state.unclean == 1
 
 
@@ -223,15 +224,39 @@ def test_a_record_counts_exactly_if_its_writer_would_be_told_so(records: list[Jo
 
 @given(histories(), st.lists(st.integers(0, 5), max_size=40))
 @settings(max_examples=200)
-def test_copies_that_land_late_change_nothing(records: list[JournalRecord], delays: list[int]) -> None:
+def test_copies_of_what_counts_change_nothing_when_they_land_late(
+    records: list[JournalRecord], delays: list[int]
+) -> None:
     once, twice = PartitionFold(), PartitionFold()
     late: list[tuple[int, JournalRecord]] = []
     for offset, record in enumerate(records):
-        once.apply(offset, record)
+        has_counted = once.apply(offset, record)
         twice.apply(offset, record)
-        if offset < len(delays):
+        if has_counted and offset < len(delays):
             late.append((offset + delays[offset], record))
         for due, copy in late:
             if due == offset:
                 twice.apply(offset, copy)
     assert once.tasks == twice.tasks
+
+
+async def test_a_journal_in_memory_knows_what_it_was_told_and_forgets_old_tasks() -> None:
+    journal = MemoryJournal()
+    for number in range(REMEMBERED_TASKS + 2):
+        id_ = f"t{number}"
+        start = JournalRecord(
+            kind="start", trajectory_id=id_, attempt=1, key="1/1/w", writer="w",
+            payload=msgspec.msgpack.encode(StartFacts(started_at=1.0)),
+        )  # fmt: skip
+        birth = (await journal.append(start)).births[1]
+        end = JournalRecord(
+            kind="end", trajectory_id=id_, attempt=1, key="", writer="w", birth=birth, payload=end_payload()
+        )
+        await journal.append(end)
+        state = await journal.append(msgspec.structs.replace(end, kind="done", payload=b""))
+        assert state.is_done
+    assert journal.state("t1") is None
+    last = journal.state(f"t{REMEMBERED_TASKS + 1}")
+    assert last is not None
+    assert last.is_done
+    assert MemoryJournal().state("t1") is None

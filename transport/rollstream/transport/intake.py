@@ -45,7 +45,6 @@ COMMIT_DEADLINE_S = 45.0
 """Over the client's own request time-out: given up before, a commit would end later with nobody to hear its error."""
 REVOKED_COMMIT_DEADLINE_S = 10.0
 """A rebalance waits for it."""
-COMMIT_RETRY_PAUSE_S = 0.05
 PREPARE_RETRY_PAUSE_S = 0.5
 LEAVE_S = 5.0
 """For the last commit, and again for leaving the group; a broker that is away must not keep us."""
@@ -107,7 +106,6 @@ class GroupIntake:
         self._commit_lock = asyncio.Lock()
         self._assignments: deque[float] = deque(maxlen=TWIN_ASSIGNMENTS)
         self._twin_suspected = asyncio.Event()
-        self._something_finished = asyncio.Event()
         self._stack = AsyncExitStack()
         self._consumer: AIOKafkaConsumer | None = None
 
@@ -160,31 +158,6 @@ class GroupIntake:
         tracker = self._trackers.get(partition)
         if tracker is not None:
             tracker.finish(offset)
-            self._something_finished.set()
-
-    async def commit_through(self, partition: TopicPartition, offset: int, *, deadline_s: float) -> bool:
-        """Finish the record and commit past it *before* it is worked on, so that it is never delivered again.
-
-        Waits for earlier records of the partition that are still running. Returns False if that is not possible in time
-        or the partition has left: then the record must not be worked on.
-        """
-        self.finished(partition, offset)
-        try:
-            async with asyncio.timeout(deadline_s):
-                while partition in self._trackers:
-                    if self._committed.get(partition, -1) > offset:
-                        return True
-                    self._something_finished.clear()
-                    committable = self._trackers[partition].committable
-                    if committable is None or committable <= offset:
-                        await self._something_finished.wait()
-                        continue
-                    await self._commit_within(deadline_s)
-                    if self._committed.get(partition, -1) <= offset:
-                        await asyncio.sleep(COMMIT_RETRY_PAUSE_S)
-        except TimeoutError:
-            return False
-        return False
 
     async def run(self) -> None:
         """Commit about once a second, and prepare what is assigned, until cancelled.
@@ -204,6 +177,8 @@ class GroupIntake:
         lost = frozenset(self._trackers) - partitions
         if not lost and partitions and partitions == frozenset(self._trackers):
             self._note_unchanged_assignment()
+        for tracker in self._trackers.values():
+            tracker.rejoined()
         for partition in lost:
             del self._trackers[partition]
             self._committed.pop(partition, None)
@@ -214,7 +189,6 @@ class GroupIntake:
                 self._ready.add(partition)
         self._times_assigned += 1
         self._gate_is_open = True
-        self._something_finished.set()
         logger.info("own %d partitions of %s, lost %d", len(partitions), ", ".join(self._topics), len(lost))
         if lost and self._on_lost is not None:
             self._on_lost(lost)

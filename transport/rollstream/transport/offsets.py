@@ -18,6 +18,7 @@ class OffsetTracker:
         self._next_offset: int | None = None
         self.starts_at: int | None = None
         """Where reading begins, if that is known."""
+        self._may_jump = False
 
     def begin(self, offset: int) -> bool:
         """Take a record on. False if it has been taken on before: drop it, it is running or finished."""
@@ -31,7 +32,13 @@ class OffsetTracker:
     def missing_before(self, offset: int) -> int:
         """How many records between the last one and this one are not there any more; ask before ``begin``."""
         expected = self.starts_at if self._next_offset is None else self._next_offset
+        if self._may_jump:
+            self._may_jump, expected = False, None
         return 0 if expected is None else max(0, offset - expected)
+
+    def rejoined(self) -> None:
+        """The partition has stayed over a rebalance: others may have worked on it and committed meanwhile."""
+        self._may_jump = True
 
     def finish(self, offset: int) -> None:
         """The record needs no more work. Safe to repeat."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import Protocol
 
 from rollstream.schemas.journal import JournalRecord
 from rollstream.transport.journal.partition_fold import PartitionFold
 from rollstream.transport.journal.task_state import AttemptOverError, TaskState
+
+REMEMBERED_TASKS = 1024
 
 
 class Journal(Protocol):
@@ -33,12 +35,13 @@ class Journal(Protocol):
 class MemoryJournal:
     """A journal that lives and dies with its process: after it, episodes begin again from their prompts.
 
-    Finished tasks are forgotten at once.
+    The last ``REMEMBERED_TASKS`` finished tasks are remembered.
     """
 
     def __init__(self) -> None:
         self._fold = PartitionFold(uuid.uuid4().int >> 66)
         """Offsets begin anywhere, so that the births of two processes differ."""
+        self._finished: deque[str] = deque()
 
     def state(self, trajectory_id: str) -> TaskState | None:
         """See ``Journal``."""
@@ -48,8 +51,10 @@ class MemoryJournal:
         """See ``Journal``."""
         while (state := held(self.state(record.trajectory_id), record)) is None:
             self._fold.apply(self._fold.position, record)
-        if state.is_done:
-            self._fold.forget(record.trajectory_id)
+        if record.kind == "done":
+            self._finished.append(record.trajectory_id)
+            if len(self._finished) > REMEMBERED_TASKS:
+                self._fold.forget(self._finished.popleft())
         return state
 
 

@@ -75,8 +75,11 @@ class TaskState:
 
     @property
     def unclean(self) -> int:
-        """Starts since the last progress whose workers neither released them nor lived to get anywhere (J8)."""
-        return sum(start.n > self.progress for start in self.starts - self.released)
+        """Starts since the last progress whose workers neither released them nor lived to get anywhere (J8).
+
+        Two workers that began at once, each believing that it owns the task, count as one.
+        """
+        return len({start.n for start in self.starts - self.released if start.n > self.progress})
 
     @property
     def has_ended(self) -> bool:
