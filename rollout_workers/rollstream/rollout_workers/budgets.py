@@ -63,6 +63,7 @@ class GiveUp:
 
     failure: AttemptFailure
     attempt: int
+    is_suspect: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,13 @@ def next_step(state: TaskState | None, budgets: AttemptBudgets) -> Step:
     if unclean >= budgets.crashes + GIVE_UP_TRIES:
         return Abandon(_poisonous(unclean))
     if unclean >= budgets.crashes:
-        return GiveUp(_poisonous(unclean), state.attempt)
+        return GiveUp(_poisonous(unclean), state.attempt, is_suspect=True)
+    is_suspect = unclean >= budgets.suspect_after
     if state.failure is not None and (state.infra >= budgets.infra or state.data >= budgets.data):
-        return GiveUp(state.failure, state.attempt)
+        return GiveUp(state.failure, state.attempt, is_suspect)
     return Begin(
         attempt=state.attempt,
-        is_suspect=unclean >= budgets.suspect_after,
+        is_suspect=is_suspect,
         pause_s=pause_s(state.infra) if state.birth is None else 0.0,
     )
 

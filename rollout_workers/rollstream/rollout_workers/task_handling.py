@@ -27,7 +27,7 @@ from rollstream.rollout_workers.trajectory_assembly import WorkerFacts
 from rollstream.schemas.codec import EncodedRecord
 from rollstream.transport.dead_letters import Cause
 from rollstream.transport.journal.journal import Journal
-from rollstream.transport.journal.task_state import AttemptOverError
+from rollstream.transport.journal.task_state import AttemptOverError, PartitionLostError
 from rollstream.transport.records import Record
 from rollstream.transport.telemetry import log_context
 
@@ -101,5 +101,5 @@ class TaskHandler:
                             return True
                     except AttemptOverError as over:
                         logger.info("goes on from what the journal says: %s", over)
-                    except WorkerLeavingError:
+                    except (PartitionLostError, WorkerLeavingError):
                         return False

@@ -30,7 +30,7 @@ from rollstream.schemas.trajectories import Trajectory
 from rollstream.transport.acknowledgement import until_acknowledged
 from rollstream.transport.dead_letters import Cause
 from rollstream.transport.journal.journal import Journal
-from rollstream.transport.journal.task_state import AttemptOverError, StartKey, TaskState
+from rollstream.transport.journal.task_state import AttemptOverError, PartitionLostError, StartKey, TaskState
 from rollstream.transport.records import Record, decode_record, record_headers
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class TaskInHand:
 
         Raises:
             AttemptOverError: another worker was faster; the journal says how it goes on.
+            PartitionLostError: the partition has left this worker.
             WorkerLeavingError: this worker begins nothing more.
             EngineDeadError: no episode of this worker can go on.
         """
@@ -67,8 +68,8 @@ class TaskInHand:
                 await self._publish(end)
             case Abandon(failure):
                 await self._abandon(failure)
-            case GiveUp(failure, attempt):
-                async with self._started(attempt) as identity:
+            case GiveUp(failure, attempt, is_suspect):
+                async with self._handler.gate.passed(is_suspect=is_suspect), self._started(attempt) as identity:
                     await self._give_up(identity, failure)
             case Begin(attempt, is_suspect, pause_s):
                 await self._handler.pause(pause_s)
@@ -125,7 +126,7 @@ class TaskInHand:
         try:
             episode, ending = await self._handler.runner.run(task, identity, log)
             end = await self._handler.terminal_records.of(self._assemble(task, identity, ending, episode))
-        except (AttemptOverError, WorkerLeavingError, EngineDeadError):
+        except (AttemptOverError, PartitionLostError, WorkerLeavingError, EngineDeadError):
             raise
         except Exception as error:
             await self._fail(identity, log, error)

@@ -20,6 +20,7 @@ from rollstream.transport.clients import admin_client, start_consumer, start_pro
 from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.journal.keeper import JournalKeeper
 from rollstream.transport.journal.owned_partition import OwnedPartition
+from rollstream.transport.journal.task_state import PartitionLostError
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import decode_record
 from rollstream.transport.settings import KafkaSettings
@@ -108,6 +109,19 @@ async def test_partitions_that_come_and_go_are_read_without_a_gap(kafka: KafkaSe
         journal.release(0)
         await journal.prepare(0, None, "")
         assert journal.of(0).fold.tasks == before
+
+
+async def test_whoever_waits_for_a_partition_that_leaves_hears_of_it(kafka: KafkaSettings) -> None:
+    async with keeper(kafka) as journal:
+        await journal.prepare(0, None, "")
+        owned = journal.of(0)
+        waiting = asyncio.ensure_future(owned.read_past(10))
+        await asyncio.sleep(0)
+        journal.release(0)
+        with pytest.raises(PartitionLostError):
+            await waiting
+        with pytest.raises(PartitionLostError):
+            await begin(owned, "t")
 
 
 async def test_rubbish_in_the_journal_is_buried_and_passed(kafka: KafkaSettings) -> None:

@@ -30,7 +30,7 @@ from rollstream.schemas.trajectories import Trajectory
 from rollstream.transport.dead_letters import Cause
 from rollstream.transport.journal.journal import held
 from rollstream.transport.journal.partition_fold import PartitionFold
-from rollstream.transport.journal.task_state import TaskState
+from rollstream.transport.journal.task_state import PartitionLostError, TaskState
 from rollstream.transport.records import Record
 
 CALL = '<tool_call>{"name": "calculator", "arguments": {}}</tool_call>'
@@ -47,8 +47,11 @@ class Log:
         self.fold = PartitionFold(100)
         self.records: list[JournalRecord] = []
         self.dies_at: tuple[int, str] | None = None
+        self.is_lost = False
 
     def state(self, trajectory_id: str) -> TaskState | None:
+        if self.is_lost:
+            raise PartitionLostError
         return self.fold.tasks.get(trajectory_id)
 
     async def append(self, record: JournalRecord) -> TaskState:
@@ -369,6 +372,20 @@ async def test_a_worker_that_loses_its_partition_gives_its_start_back() -> None:
         running.cancel()
     await worker.handovers.flush()
     assert [(record.kind, record.key) for record in world.given_back] == [("released", "1/1/w")]
+
+
+async def test_an_episode_whose_partition_has_left_goes_no_further_even_if_nobody_could_cancel_it() -> None:
+    world, engine = World(), WaitingEngine()
+    worker = world.worker("w", engine=engine)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        running = group.create_task(worker.handle(record_of(task())))
+        await engine.is_asked.wait()
+        world.log.is_lost = True
+        engine.may_answer.set()
+    assert running.result() is False
+    assert world.log.kinds() == ["start"]
+    await worker.handovers.flush()
+    assert [record.kind for record in world.given_back] == ["released"]
 
 
 async def test_a_draining_worker_finishes_the_turn_gives_the_start_back_and_leaves_the_rest() -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ from rollstream.transport.clients import require_topics, start_consumer, stop_co
 from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.journal.owned_partition import OwnedPartition
 from rollstream.transport.journal.partition_fold import PartitionFold, floor_text, read_floor
+from rollstream.transport.journal.task_state import PartitionLostError
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record, decode_record, record_place
 from rollstream.transport.settings import KafkaSettings
@@ -124,16 +125,21 @@ class JournalKeeper:
 
     async def replay(self, partition: int, start: int, end: int) -> None:
         """Own a partition from ``start`` on and return when it has been read up to ``end``."""
-        owned = OwnedPartition(PartitionFold(start), lambda record: self.send(partition, record))
-        self._owned[partition] = owned
+        self.release(partition)
+        owned = self._owned[partition] = OwnedPartition(
+            PartitionFold(start), lambda record: self.send(partition, record)
+        )
         self._has_changed.set()
         if end > start:
             logger.info("reading %d records of %s/%d", end - start, self._topic, partition)
-            await owned.read_past(end - 1)
+            with suppress(PartitionLostError):
+                await owned.read_past(end - 1)
 
     def release(self, partition: int) -> None:
         """The partition has left: its journal is somebody else's."""
-        if self._owned.pop(partition, None) is not None:
+        owned = self._owned.pop(partition, None)
+        if owned is not None:
+            owned.close()
             self._has_changed.set()
 
     def commit_metadata(self, partition: int, offset: int) -> str:

@@ -12,7 +12,7 @@ from rollstream.schemas.errors import TransientError
 from rollstream.schemas.journal import JournalRecord
 from rollstream.transport.journal.journal import held
 from rollstream.transport.journal.partition_fold import PartitionFold
-from rollstream.transport.journal.task_state import TaskState
+from rollstream.transport.journal.task_state import PartitionLostError, TaskState
 from rollstream.transport.metrics import JOURNAL_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -24,16 +24,21 @@ Send = Callable[[JournalRecord], Awaitable[int]]
 
 
 class OwnedPartition:
-    """A `Journal`. Its tail is read by ``JournalKeeper``, which hands every record to ``take``."""
+    """A `Journal`. Its tail is read by ``JournalKeeper``, which folds the records and calls ``notify``.
+
+    Once closed, everything raises PartitionLostError: nobody reads the tail any more.
+    """
 
     def __init__(self, fold: PartitionFold, send: Send) -> None:
         self.fold = fold
         self._send = send
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._serial = 0
+        self._is_closed = False
 
     def state(self, trajectory_id: str) -> TaskState | None:
         """See ``Journal``."""
+        self._check_owned()
         return self.fold.tasks.get(trajectory_id)
 
     async def append(self, record: JournalRecord) -> TaskState:
@@ -50,8 +55,13 @@ class OwnedPartition:
         return state
 
     async def read_past(self, offset: int) -> None:
-        """Return when the record at ``offset`` has been folded."""
+        """Return when the record at ``offset`` has been folded.
+
+        Raises:
+            PartitionLostError: it never will be.
+        """
         while self.fold.position <= offset:
+            self._check_owned()
             folded = asyncio.get_running_loop().create_future()
             self._serial += 1
             heapq.heappush(self._waiting, (offset, self._serial, folded))
@@ -66,3 +76,15 @@ class OwnedPartition:
             _, _, folded = heapq.heappop(self._waiting)
             if not folded.done():
                 folded.set_result(None)
+
+    def close(self) -> None:
+        """The partition has left."""
+        self._is_closed = True
+        while self._waiting:
+            _, _, folded = heapq.heappop(self._waiting)
+            if not folded.done():
+                folded.set_result(None)
+
+    def _check_owned(self) -> None:
+        if self._is_closed:
+            raise PartitionLostError("the partition has left this worker")

@@ -18,6 +18,10 @@ class AttemptOverError(RollstreamError):
     """Somebody else's record has decided otherwise: this attempt is over. Begin again from the journal."""
 
 
+class PartitionLostError(RollstreamError):
+    """The partition has left this worker: what runs for it here goes no further, the next owner goes on."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class StartKey:
     """Which start of a task: of which attempt, the how many-th of the task, by which process."""
