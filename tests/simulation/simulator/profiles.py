@@ -17,5 +17,15 @@ PROFILES: dict[str, Profile] = {
     "trainer": Profile(
         kinds=("trainer", "trainer", "retention", "kill", "emit_again"), poison=None, wavers=False, workers=(2,)
     ),
+    "rebalances": Profile(
+        kinds=("expel", "expel", "expel", "scale", "drain", "replace"), max_faults=20, poison=None, workers=(2, 3)
+    ),
+    "again": Profile(
+        kinds=("emit_again", "emit_again", "producer", "kill", "kill", "stray_record", "strike_writer", "replace"),
+        poison=None,
+        wavers=False,
+        storm=True,
+    ),
+    "silence": Profile(kinds=("kill",), poison=None, storm=True, tool_workers=(1,), workers=(2,)),
     "payments": Profile(pays=True, poison=None, storm=True, tool_workers=(2,)),
 }

@@ -232,6 +232,9 @@ class Witness:
             for id_, (_, trajectory) in self.published.items():
                 self._check_sessions(id_, trajectory)
                 self._check_ending(id_, trajectory)
+            for id_, kills in self._around.poison_kills.items():
+                if self._plan.only_poison and kills > CRASH_BUDGET + GIVE_UP_TRIES:
+                    raise Violation(f"I9: poison {id_} has killed {kills} workers")
             for id_, task in self._plan.tasks.items():
                 if id_ not in self.published and task.poison != "decode":
                     raise Violation(f"I9: task {id_} has ended without a trajectory")
@@ -259,7 +262,7 @@ class Witness:
         kills = self._around.poison_kills.get(id_, 0)
         if task.poison in ("decode", "render") and trajectory.status != "failed":
             raise Violation(f"I9: poison {id_} ended as {trajectory.status}")
-        if self._plan.only_poison and kills > CRASH_BUDGET + 1:
+        if self._plan.only_poison and kills > CRASH_BUDGET + (GIVE_UP_TRIES if task.poison == "decode" else 1):
             raise Violation(f"I9: poison {id_} has killed {kills} workers")
         if self._plan.only_poison and task.poison is None and not task.wavers and trajectory.status == "failed":
             raise Violation(f"I9: {id_} failed because of its neighbour: {trajectory.error}")
@@ -276,7 +279,8 @@ class Witness:
         return None
 
 
-CRASH_BUDGET = 5
+CRASH_BUDGET, GIVE_UP_TRIES = 5, 3
+"""Of a worker by default; to say that a task has failed its body is read, and poison may kill there too."""
 
 
 def _decoded(ids: list[int]) -> str:
