@@ -35,7 +35,7 @@ TRAINER_STEPS: tuple[TrainerStep, ...] = (
 )
 
 WEIGHTS: dict[tuple[Role, Kind], float] = {
-    ("rollout-worker", "kill"): 38,
+    ("rollout-worker", "kill"): 70,
     ("rollout-worker", "kill_replaced"): 10,
     ("rollout-worker", "freeze"): 2,
     ("rollout-worker", "freeze_long"): 2,
@@ -48,15 +48,15 @@ WEIGHTS: dict[tuple[Role, Kind], float] = {
     ("rollout-worker", "cut_answers"): 2,
     ("rollout-worker", "slow_link"): 1,
     ("rollout-worker", "scale"): 1,
-    ("tool-worker", "kill"): 9,
+    ("tool-worker", "kill"): 16,
     ("tool-worker", "freeze"): 1,
     ("tool-worker", "freeze_long"): 1,
     ("tool-worker", "term"): 1,
     ("tool-worker", "cut_black_hole"): 1,
-    ("trainer", "kill"): 6,
-    ("trainer", "kill_at_step"): 6,
+    ("trainer", "kill"): 9,
+    ("trainer", "kill_at_step"): 9,
     ("trainer", "cut_reset"): 1,
-    ("producer", "kill"): 6,
+    ("producer", "kill"): 12,
     ("producer", "term"): 1,
     ("broker", "kill"): 2,
     ("broker", "freeze"): 1,
@@ -68,7 +68,7 @@ SHORT_FREEZE_S = (0.3, 2.0)
 LONGER_THAN_SESSION_S = (1.5, 4.0)
 """Added to the session time-out."""
 ONE_ALONE_IN = 25
-MOST_ALONE = 24
+MOST_ALONE = 12
 MIN_PAUSE, MAX_PAUSE = 0.3, 2.5
 """Time between two faults, as a share of the mean."""
 

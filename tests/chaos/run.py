@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from evidence import Evidence
@@ -73,6 +73,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the plan: which fault hits whom and when")
     parser.add_argument("--engine", choices=["scripted", "vllm"], default="scripted")
     parser.add_argument("--minutes", type=float, help="time the faults are spread over")
+    parser.add_argument("--workers", type=int, default=0, help="rollout workers at rest; default: as suits the engine")
     parser.add_argument("--output", type=Path, default=FOLDER / "latest.json")
     parser.add_argument("--quick", action="store_true", help="short phases before and after: the rates mean little")
     parser.add_argument("--plain", action="store_true", help="lines instead of a live view")
@@ -81,6 +82,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 async def _run(options: argparse.Namespace, folder: Path, marker: str) -> tuple[Report, Evidence]:
     shape = SHAPES[options.engine]
+    if options.workers:
+        shape = replace(shape, rollout_workers=options.workers, max_rollout_workers=options.workers + 1)
     interval_s = options.minutes * 60 / options.kills if options.minutes else INTERVAL_S
     if options.engine == "vllm":
         interval_s = max(interval_s, 8.0)
