@@ -63,3 +63,13 @@ def test_committable_is_always_the_lowest_unfinished_or_the_next(
         unfinished.discard(offset)
         assert tracker.committable == (min(unfinished) if unfinished else offsets[-1] + 1)
     assert tracker.unfinished == unfinished
+
+
+def test_what_was_finished_when_the_partition_was_taken_on_is_not_worked_on_and_is_committed_past() -> None:
+    tracker = OffsetTracker()
+    tracker.starts_at = 7
+
+    assert [tracker.begin(offset) for offset in (5, 6)] == [False, False]
+    assert tracker.committable == 7
+    assert tracker.begin(7)
+    assert tracker.committable == 7

@@ -17,14 +17,20 @@ class OffsetTracker:
         self._lowest_first: list[int] = []
         self._next_offset: int | None = None
         self.starts_at: int | None = None
-        """Where reading begins, if that is known."""
+        """Where reading begins, if known: what lies below was finished when this owner took the partition on."""
         self._may_jump = False
 
     def begin(self, offset: int) -> bool:
-        """Take a record on. False if it has been taken on before: drop it, it is running or finished."""
+        """Take a record on. False if it has been taken on before: drop it, it is running or finished.
+
+        So is what lies below ``starts_at``: a former owner that comes to life again may commit less than was committed
+        when this one asked, and then Kafka delivers it.
+        """
         if self._next_offset is not None and offset < self._next_offset:
             return False
         self._next_offset = offset + 1
+        if self.starts_at is not None and offset < self.starts_at:
+            return False
         self._unfinished.add(offset)
         heapq.heappush(self._lowest_first, offset)
         return True
