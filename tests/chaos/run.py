@@ -76,6 +76,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="rollout workers at rest; default: as suits the engine")
     parser.add_argument("--output", type=Path, default=FOLDER / "latest.json")
     parser.add_argument("--quick", action="store_true", help="short phases before and after: the rates mean little")
+    parser.add_argument("--without-journal", action="store_true", help="the control: promises break")
     parser.add_argument("--plain", action="store_true", help="lines instead of a live view")
     return parser.parse_args(arguments)
 
@@ -95,6 +96,7 @@ async def _run(options: argparse.Namespace, folder: Path, marker: str) -> tuple[
         groups=int(GROUPS_PER_S * (duration_s + timing.calm_s)) + SPARE_GROUPS,
         session_timeout_s=shape.session_timeout_s,
         model=await asyncio.to_thread(_model) if options.engine == "vllm" else "",
+        is_journaled=not options.without_journal,
         groups_in_flight=12 if options.engine == "scripted" else 6,
     )
     environment = {

@@ -39,6 +39,7 @@ class Workload:
         groups_in_flight: how far the trainer lets the producer run ahead.
         token_s: median time per token of the scripted engine.
         model: folder of the model for vLLM.
+        is_journaled: whether episodes are; without, a run is the control of its witnesses: promises break.
     """
 
     engine: EngineKind
@@ -47,6 +48,7 @@ class Workload:
     token_s: float = 0.006
     session_timeout_s: float = 6.0
     model: str = ""
+    is_journaled: bool = True
 
 
 def kafka_settings(bootstrap: str, workload: Workload) -> KafkaSettings:
@@ -77,6 +79,7 @@ session_timeout_s = {kafka.session_timeout_s}
 [rollout_worker]
 max_running_episodes = 64
 drain_s = {DRAIN_S}
+journal = {str(workload.is_journaled).lower()}
 {_engine_section(workload)}
 [tool_worker]
 tools = ["{HERE / "notebook_tools.py"}"]
