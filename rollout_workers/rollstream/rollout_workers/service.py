@@ -54,9 +54,11 @@ from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.tool_client import ToolClient
+from rollstream.transport.topic_watch import watched_topics
 
 logger = logging.getLogger(__name__)
 
+USED_TOPICS = ("tasks", "journal", "trajectories", "control")
 GIVE_BACK_S = 5.0
 """For the last records of a worker that leaves; a broker that is away must not keep it."""
 
@@ -66,7 +68,8 @@ async def run_rollout_worker(settings: RolloutWorkerSettings, kafka: KafkaSettin
 
     Raises:
         SettingsError: model, tokenizer, template, agents or topics are not as they must be.
-        EngineError: the engine died; restart the worker, its tasks are delivered again.
+        EngineError: the engine died; restart the worker, its episodes go on at their next turn.
+        DataLossError: the journal no longer holds what is needed, or a topic was deleted or made anew meanwhile.
     """
     import_agents(settings.agents)
     chat = await asyncio.to_thread(load_chat_format, settings)
@@ -91,7 +94,9 @@ async def run_rollout_worker(settings: RolloutWorkerSettings, kafka: KafkaSettin
             keeper = await stack.enter_async_context(
                 JournalKeeper(kafka, publisher, dead_letters, accepts_data_loss=settings.accepts_data_loss)
             )
-        await RolloutWorker(settings, kafka, publisher, dead_letters, services, follower, keeper).run(stop)
+        worker = RolloutWorker(settings, kafka, publisher, dead_letters, services, follower, keeper)
+        async with watched_topics(kafka, map(kafka.topic, USED_TOPICS)):
+            await worker.run(stop)
 
 
 def load_chat_format(settings: RolloutWorkerSettings) -> ChatFormat:

@@ -45,6 +45,7 @@ from rollstream.transport.metrics import served_metrics
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record, decode_record
 from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.topic_watch import watched_topics
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ async def run_tool_worker(settings: ToolWorkerSettings, kafka: KafkaSettings, st
         SettingsError: tools or topics are not as they must be.
         IsolationError: a tool needs a sandbox and this machine cannot isolate; says what to do.
         TransientError: no broker.
+        DataLossError: a topic was deleted or made anew meanwhile.
     """
     registry = load_tools(settings.tools)
     topic = kafka.topic(f"tool-calls.{settings.toolset}")
@@ -90,7 +92,9 @@ async def run_tool_worker(settings: ToolWorkerSettings, kafka: KafkaSettings, st
             instance_id=settings.instance_id,
         )
         await stack.enter_async_context(intake)
-        await ToolWorker(settings, kafka, intake, handler, publisher, dead_letters, sandboxes).run(stop)
+        worker = ToolWorker(settings, kafka, intake, handler, publisher, dead_letters, sandboxes)
+        async with watched_topics(kafka, [topic, kafka.topic("tool-results"), kafka.topic("control")]):
+            await worker.run(stop)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import asynccontextmanager
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from rollstream.schemas.errors import DataLossError, RollstreamError, TransientError
+from rollstream.schemas.errors import DataLossError, RollstreamError, TransientError, single_errors
 from rollstream.transport.clients import start_consumer, stop_consumer
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.topic_admin import list_topics
@@ -92,3 +93,19 @@ async def watch_topics(kafka: KafkaSettings, topics: Iterable[str], *, every_s: 
                 raise DataLossError(f"{lost}; records that were in it are gone: start again when this is understood")
             before = now
         await asyncio.sleep(every_s)
+
+
+@asynccontextmanager
+async def watched_topics(kafka: KafkaSettings, topics: Iterable[str]) -> AsyncGenerator[None]:
+    """Run the block while ``watch_topics`` watches; what it finds ends the block.
+
+    Raises:
+        DataLossError: as ``watch_topics``; whatever the block raises, the first error of a group.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(watch_topics(kafka, topics))
+            yield
+            watching.cancel()
+    except ExceptionGroup as failures:
+        raise next(single_errors(failures)) from failures
