@@ -46,8 +46,14 @@ class TaskTopicWatch:
             DataLossError: the topic was deleted or made anew.
             TransientError: the broker does not answer.
         """
-        sent, topic = self.tasks_acknowledged, self._kafka.topic("tasks")
-        ends = (await topic_ends(self._kafka, [topic]))[topic]
+        sent, topic, control = self.tasks_acknowledged, self._kafka.topic("tasks"), self._kafka.topic("control")
+        found = await topic_ends(self._kafka, [topic, control])
+        ends = found[topic]
+        if found[control] is None:
+            raise DataLossError(
+                f"topic {control!r} was deleted: the trainer's limit would be heard no more; make it again with "
+                "'rollstream topics apply' and choose another --run"
+            )
         if ends is None:
             raise DataLossError(
                 f"topic {topic!r} was deleted while run {self._run_id!r} was sent: its tasks are gone; make it again "

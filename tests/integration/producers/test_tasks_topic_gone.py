@@ -28,7 +28,7 @@ pytestmark = pytest.mark.broker
 def options(folder: Path, run_id: str = "run", **more: Any) -> ProducerSettings:
     path = folder / f"{run_id}.jsonl"
     path.write_text("".join(json.dumps({"question": f"{run_id} {n}?"}) + "\n" for n in range(40)))
-    return ProducerSettings(source=str(path), run_id=run_id, group_size=2, topic_check_s=0.2, **more)
+    return ProducerSettings(source=str(path), run_id=run_id, group_size=2, topic_check_s=2.0, **more)
 
 
 async def emit(settings: ProducerSettings, kafka: KafkaSettings, **more: Any) -> RunProgress:
@@ -36,8 +36,8 @@ async def emit(settings: ProducerSettings, kafka: KafkaSettings, **more: Any) ->
         return await produce(settings, kafka, asyncio.Event(), **more)
 
 
-async def delete_tasks(kafka: KafkaSettings) -> None:
-    topic = kafka.topic("tasks")
+async def delete_topic(kafka: KafkaSettings, short: str = "tasks") -> None:
+    topic = kafka.topic(short)
     async with admin_client(kafka) as admin, asyncio.timeout(30):
         await admin.delete_topics([topic])
         while topic in await admin.list_topics():
@@ -52,10 +52,8 @@ async def limit(kafka: KafkaSettings, emit_limit: int) -> None:
         await publisher.publish(progress, key=control_key(progress))
 
 
-@pytest.mark.parametrize("is_made_anew", [False, True], ids=["deleted", "made anew"])
-async def test_under_a_running_producer_it_is_an_error(
-    kafka: KafkaSettings, tmp_path: Path, is_made_anew: bool
-) -> None:
+@pytest.mark.parametrize("what", ["tasks deleted", "tasks made anew", "control deleted"])
+async def test_under_a_running_producer_it_is_an_error(kafka: KafkaSettings, tmp_path: Path, what: str) -> None:
     await limit(kafka, 10)
     waits = asyncio.Event()
 
@@ -65,8 +63,8 @@ async def test_under_a_running_producer_it_is_an_error(
 
     async def spoil() -> None:
         await waits.wait()
-        await delete_tasks(kafka)
-        if is_made_anew:
+        await delete_topic(kafka, what.split()[0])
+        if what.endswith("anew"):
             await apply_topics(kafka)
 
     async with asyncio.TaskGroup() as group:
@@ -79,7 +77,7 @@ async def test_between_two_starts_it_is_refused_even_if_the_new_topic_has_grown_
     kafka: KafkaSettings, tmp_path: Path
 ) -> None:
     await emit(options(tmp_path, is_paced=False), kafka)
-    await delete_tasks(kafka)
+    await delete_topic(kafka)
     await apply_topics(kafka)
     await emit(options(tmp_path, "another", is_paced=False, epochs=4), kafka)
     with pytest.raises(

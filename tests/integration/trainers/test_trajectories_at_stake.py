@@ -19,11 +19,13 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from rollstream.schemas.codec import encode
+from rollstream.schemas.control import TrainerProgress
 from rollstream.schemas.errors import DataLossError
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.trainers import AsyncTrajectoryStream
 from rollstream.trainers.metrics import RETENTION_LEFT
 from rollstream.transport.clients import admin_client, start_producer
+from rollstream.transport.control import ControlFollower
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.topic_admin import apply_topics, list_topics
 
@@ -105,7 +107,7 @@ async def test_unread_trajectories_that_grow_old_are_an_alarm_before_they_are_de
     kafka: KafkaSettings, make_trajectory: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     await send_aged(kafka, groups_of(make_trajectory, range(3)), age_s=KEEP_S * 0.9)
-    options: dict[str, Any] = {"groups_per_batch": 1, "trainer_id": "aged", "retention_check_s": 0.1}
+    options: dict[str, Any] = {"groups_per_batch": 1, "trainer_id": "aged", "retention_check_s": 0.5}
     async with AsyncTrajectoryStream(kafka, **options) as stream:
         assert stream.stats().retention_left is None, "nobody has looked yet"
         await batch_of(stream)
@@ -122,7 +124,7 @@ async def test_unread_trajectories_that_grow_old_are_an_alarm_before_they_are_de
 
 async def test_the_newest_checkpoint_is_watched_too(kafka: KafkaSettings, make_trajectory: Make) -> None:
     await send_aged(kafka, groups_of(make_trajectory, range(2)), age_s=KEEP_S * 0.5)
-    async with AsyncTrajectoryStream(kafka, groups_per_batch=1, retention_check_s=0.1) as stream:
+    async with AsyncTrajectoryStream(kafka, groups_per_batch=1, retention_check_s=0.5) as stream:
         await batch_of(stream)
         stream.state_dict()
         await batch_of(stream)
@@ -138,7 +140,7 @@ async def test_unread_trajectories_that_fill_the_partition_are_an_alarm(
     await send_aged(kafka, groups_of(make_trajectory, range(40), tokens=1000), age_s=0)
     total_bytes = sum(len(encode(t).value) for t in groups_of(make_trajectory, range(40), tokens=1000))
     await keep_bytes(kafka, int(total_bytes * 1.1))
-    async with AsyncTrajectoryStream(kafka, groups_per_batch=1, retention_check_s=0.1) as stream:
+    async with AsyncTrajectoryStream(kafka, groups_per_batch=1, retention_check_s=0.5) as stream:
         await batch_of(stream)
         await until(lambda: "has about" in caplog.text)
         left = stream.stats().retention_left
@@ -151,7 +153,7 @@ async def test_fresh_data_raise_no_alarm(
 ) -> None:
     await send(groups_of(make_trajectory, range(4)))
     with caplog.at_level(logging.WARNING, logger="rollstream"):
-        async with AsyncTrajectoryStream(kafka, groups_per_batch=1, retention_check_s=0.1) as stream:
+        async with AsyncTrajectoryStream(kafka, groups_per_batch=1, retention_check_s=0.5) as stream:
             await batch_of(stream)
             await until(lambda: stream.stats().retention_left is not None)
             assert stream.stats().retention_left == pytest.approx(1.0, abs=0.01)
@@ -181,7 +183,7 @@ async def test_what_is_fetched_already_is_trained_on_although_it_is_deleted(
     kafka: KafkaSettings, make_trajectory: Make, send: Send
 ) -> None:
     await send(groups_of(make_trajectory, range(6)))
-    async with AsyncTrajectoryStream(kafka, groups_per_batch=1, retention_check_s=0.1) as stream:
+    async with AsyncTrajectoryStream(kafka, groups_per_batch=1, retention_check_s=0.5) as stream:
         seen = await batch_of(stream)
         state = stream.state_dict()
         await delete_records(kafka)
@@ -208,16 +210,23 @@ async def test_a_fresh_trainer_says_that_the_log_has_lost_its_beginning(
     assert "begins at offsets {0: 3}: older trajectories are deleted" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("short", "said"), [("trajectories", "was deleted while it was read"), ("control", "would hear nothing any more")]
+)
 async def test_a_topic_deleted_under_a_trainer_is_an_error(
-    kafka: KafkaSettings, make_trajectory: Make, send: Send
+    kafka: KafkaSettings, make_trajectory: Make, send: Send, short: str, said: str
 ) -> None:
     await send(groups_of(make_trajectory, [0]))
-    async with AsyncTrajectoryStream(kafka, groups_per_batch=1, retention_check_s=0.2, timeout_s=60) as stream:
+    async with AsyncTrajectoryStream(kafka, groups_per_batch=1, retention_check_s=3.0, timeout_s=60) as stream:
         await batch_of(stream)
+        waiting = asyncio.create_task(batch_of(stream))
+        async with ControlFollower(kafka) as control, asyncio.timeout(20):
+            while (progress := control.latest(TrainerProgress)) is None or progress[0].groups_consumed == 0:
+                await control.wait_for_change(timeout_s=5)
         async with asked(kafka) as admin:
-            await admin.delete_topics([kafka.topic("trajectories")])
-        with pytest.raises(DataLossError, match="was deleted while it was read"):
-            await batch_of(stream)
+            await admin.delete_topics([kafka.topic(short)])
+        with pytest.raises(DataLossError, match=said):
+            await waiting
 
 
 @pytest.mark.parametrize("groups", [0, 1, 9], ids=["empty", "shorter", "longer"])
@@ -240,7 +249,7 @@ async def test_a_topic_made_anew_under_a_running_trainer_is_an_error(
     kafka: KafkaSettings, make_trajectory: Make
 ) -> None:
     await send_aged(kafka, groups_of(make_trajectory, range(3)), age_s=0)
-    async with AsyncTrajectoryStream(kafka, groups_per_batch=3, retention_check_s=0.2, timeout_s=60) as stream:
+    async with AsyncTrajectoryStream(kafka, groups_per_batch=3, retention_check_s=3.0, timeout_s=60) as stream:
         await batch_of(stream)
         await make_anew(kafka)
         with pytest.raises(DataLossError, match=r"made anew|was deleted"):

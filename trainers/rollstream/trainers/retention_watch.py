@@ -33,7 +33,7 @@ from rollstream.transport.topic_admin import list_topics
 logger = logging.getLogger(__name__)
 
 LOOK_DEADLINE_S = 10.0
-LEAVE_S = 2.0
+LEAVE_S = 5.0
 """For the look under way: cancelled in the middle, a client that is being started leaves its connection open."""
 AGE_STEPS = 8
 """The age of a record is found to within 2**-8 of the retention; each step asks once for all partitions."""
@@ -124,15 +124,11 @@ class RetentionWatch:
                     await self._is_left.wait()
 
     async def _look(self) -> None:
-        config = await self._config()
-        if config is None:
-            self.lost = DataLossError(
-                f"topic {self._topic!r} was deleted while it was read: what was not trained on is gone; make it again "
-                "with 'rollstream topics apply' and start without the checkpoint"
-            )
+        configs = await self._configs()
+        if self.lost is not None:
             logger.error("%s", self.lost)
             return
-        retention = Retention.of_config(config)
+        retention = Retention.of_config(configs[self._topic])
         consumer = await start_consumer(self._kafka)
         try:
             spans = await self._spans(consumer, retention)
@@ -140,14 +136,26 @@ class RetentionWatch:
             await stop_consumer(consumer)
         self._judge(spans, retention)
 
-    async def _config(self) -> Mapping[str, str] | None:
-        """None: there is no such topic."""
+    async def _configs(self) -> Mapping[str, Mapping[str, str]]:
+        """Of the topics that a trainer cannot do without."""
+        control = self._kafka.topic("control")
+        configs: dict[str, Mapping[str, str]] = {}
         for _ in range(MISSING_LOOKS):
-            for topic in await list_topics(self._kafka):
-                if topic.name == self._topic:
-                    return topic.config
+            configs = {state.name: state.config for state in await list_topics(self._kafka)}
+            if {self._topic, control} <= configs.keys():
+                return configs
             await asyncio.sleep(MISSING_PAUSE_S)
-        return None
+        if self._topic not in configs:
+            self.lost = DataLossError(
+                f"topic {self._topic!r} was deleted while it was read: what was not trained on is gone; make it again "
+                "with 'rollstream topics apply' and start without the checkpoint"
+            )
+        else:
+            self.lost = DataLossError(
+                f"topic {control!r} was deleted: producers and workers would hear nothing any more; make it again with "
+                "'rollstream topics apply' and start all roles again, the trainer from its checkpoint"
+            )
+        return configs
 
     async def _spans(self, consumer: AIOKafkaConsumer, retention: Retention) -> list[NeededSpan]:
         standing = self._standing()
