@@ -361,3 +361,21 @@ def test_the_readme_names_every_source_folder() -> None:
 
 def test_make_is_there_to_check_its_targets_with() -> None:
     assert shutil.which("make"), "make is missing: apt-get install make"
+
+
+NAMED_TEST = re.compile(r"`(tests/[\w/.]+\.py)::(\w+)`")
+
+
+@every_page
+def test_every_test_a_page_names_exists(page: Path) -> None:
+    for path, name in NAMED_TEST.findall(page.read_text(encoding="utf-8")):
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE), f"{path}::{name}"
+
+
+def test_every_promise_names_a_test() -> None:
+    text = (ROOT / "docs/guarantees.md").read_text(encoding="utf-8")
+    promises = [
+        part for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:] if not part.startswith("What it needs")
+    ]
+    assert len(promises) >= 8
+    assert [part.splitlines()[0] for part in promises if not NAMED_TEST.search(part)] == []
