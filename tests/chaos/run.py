@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     logging.basicConfig(level=logging.CRITICAL)  # the broker is away on purpose
     marker = f"chaos-{secrets.token_hex(6)}"
-    folder = Path(tempfile.mkdtemp(prefix="rollstream-chaos-"))
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         report, evidence = asyncio.run(_run(options, folder, marker))

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +34,20 @@ class Run:
     left_behind: list[str]
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Its name is short: vLLM has sockets in the folder for temporary files, and their names are limited."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+        yield Path(name)
+
+
 async def run_chaos(folder: Path, *arguments: str) -> Run:
-    output, scratch = folder / "report" / "latest.json", folder / "scratch"
+    output, scratch = folder / "report" / "latest.json", folder / "tmp"
     scratch.mkdir()
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(ROOT / "tests" / "chaos" / "run.py"), "--quick", "--plain", "--output", str(output),
         *arguments,
-        cwd=folder, env={**os.environ, "TMPDIR": str(scratch)},
+        cwd=folder, env={**os.environ, "TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch")},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -68,8 +77,8 @@ def left_behind(scratch: Path) -> list[str]:
 @pytest.mark.broker
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-async def test_a_dozen_faults_of_all_kinds_break_no_promise(tmp_path: Path) -> None:
-    run = await run_chaos(tmp_path, "--kills", "13", "--seed", "11", "--minutes", "0.3")
+async def test_a_dozen_faults_of_all_kinds_break_no_promise(folder: Path) -> None:
+    run = await run_chaos(folder, "--kills", "13", "--seed", "11", "--minutes", "0.3")
     report = run.report
     assert run.exit_code == 0, run.printed[-5000:]
     assert {name: report[name] for name in KEPT} == dict.fromkeys(KEPT, 0)
@@ -87,8 +96,8 @@ async def test_a_dozen_faults_of_all_kinds_break_no_promise(tmp_path: Path) -> N
 @pytest.mark.broker
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-async def test_without_the_journal_the_witnesses_see_promises_break(tmp_path: Path) -> None:
-    run = await run_chaos(tmp_path, "--kills", "6", "--seed", "3", "--minutes", "0.1", "--without-journal")
+async def test_without_the_journal_the_witnesses_see_promises_break(folder: Path) -> None:
+    run = await run_chaos(folder, "--kills", "6", "--seed", "3", "--minutes", "0.1", "--without-journal")
     report = run.report
     assert run.exit_code == 1
     assert report["generations_repeated_unfair"] > 0
@@ -103,8 +112,8 @@ async def test_without_the_journal_the_witnesses_see_promises_break(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("tiny_model_dir")
-async def test_a_real_engine_is_killed_and_no_promise_breaks(tmp_path: Path) -> None:
-    run = await run_chaos(tmp_path, "--kills", "4", "--seed", "7", "--engine", "vllm")
+async def test_a_real_engine_is_killed_and_no_promise_breaks(folder: Path) -> None:
+    run = await run_chaos(folder, "--kills", "4", "--seed", "7", "--engine", "vllm")
     report = run.report
     assert run.exit_code == 0, run.printed[-5000:]
     assert {name: report[name] for name in KEPT} == dict.fromkeys(KEPT, 0)
