@@ -32,6 +32,7 @@ from verdict import Report, judge
 from workload import PREFIX, Workload
 
 FOLDER = Path("runs") / "chaos"
+INTERRUPTED = 130
 INTERVAL_S = 2.0
 GROUPS_PER_S = 4.0
 """More than this machine works off, so that the prompts do not run out."""
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         report, evidence = asyncio.run(_run(options, folder, marker))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     finally:
         sweep(marker)
         _keep_logs(folder, options.output.parent)

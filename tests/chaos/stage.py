@@ -200,10 +200,11 @@ class Stage:
             ]
             try:
                 yield
+                await _end_all(cluster.members, within_s=LEAVES_WITHIN_S)
             finally:
                 for task in watching:
                     task.cancel()
-                await _end_all(cluster.members)
+                await _end_all(cluster.members, within_s=0.0)
 
     async def _phases(self, cluster: Cluster, plan: Sequence[Fault], view: LiveView) -> Phases:
         view.say("starting the processes")
@@ -318,16 +319,16 @@ class Stage:
             raise StuckError(f"the evidence cannot be read: {error}") from error
 
 
-async def _end_all(members: Sequence[Member]) -> None:
-    """Told to leave, and killed when they do not."""
-    running = [member.running for member in members if member.running is not None]
+async def _end_all(members: Sequence[Member], *, within_s: float) -> None:
+    """Told to leave, and killed when they do not in time."""
+    running = [member.running for member in members if member.running is not None and member.is_alive]
     for member in members:
         member.is_wanted = False
     for process in running:
         process.signal_all(signal.SIGCONT)
         process.signal(signal.SIGTERM)
     async with asyncio.TaskGroup() as group:
-        endings = [group.create_task(process.ended_within(LEAVES_WITHIN_S)) for process in running]
+        endings = [group.create_task(process.ended_within(within_s)) for process in running]
     for process, ending in zip(running, endings, strict=True):
         if not ending.result():
             await process.kill()

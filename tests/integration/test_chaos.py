@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -41,15 +42,20 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-async def run_chaos(folder: Path, *arguments: str) -> Run:
-    output, scratch = folder / "report" / "latest.json", folder / "tmp"
-    scratch.mkdir()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(ROOT / "tests" / "chaos" / "run.py"), "--quick", "--plain", "--output", str(output),
-        *arguments,
-        cwd=folder, env={**os.environ, "TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch")},
+async def start_chaos(folder: Path, *arguments: str) -> asyncio.subprocess.Process:
+    (folder / "tmp").mkdir()
+    return await asyncio.create_subprocess_exec(
+        sys.executable, str(ROOT / "tests" / "chaos" / "run.py"), "--quick", "--plain",
+        "--output", str(folder / "report" / "latest.json"), *arguments,
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(folder / "tmp"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch")},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
+
+
+async def run_chaos(folder: Path, *arguments: str) -> Run:
+    output = folder / "report" / "latest.json"
+    process = await start_chaos(folder, *arguments)
     try:
         printed = (await process.communicate())[0].decode(errors="replace")
     finally:
@@ -57,7 +63,7 @@ async def run_chaos(folder: Path, *arguments: str) -> Run:
             process.terminate()
             await process.wait()
     assert output.exists(), printed[-5000:]
-    return Run(process.returncode, printed, json.loads(output.read_text()), left_behind(scratch))
+    return Run(process.returncode, printed, json.loads(output.read_text()), left_behind(folder / "tmp"))
 
 
 def left_behind(scratch: Path) -> list[str]:
@@ -105,6 +111,22 @@ async def test_without_the_journal_the_witnesses_see_promises_break(folder: Path
     assert report["lost"] == 0
     assert "BROKEN" in run.printed
     assert run.left_behind == []
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_an_interrupted_run_leaves_nothing_behind(folder: Path) -> None:
+    process = await start_chaos(folder, "--kills", "50")
+    assert process.stdout is not None
+    async with asyncio.timeout(120):
+        while b"chaos:" not in (line := await process.stdout.readline()):
+            assert line, "the run ended by itself"
+        assert left_behind(folder / "tmp") != []
+        process.send_signal(signal.SIGINT)
+        await process.communicate()
+    assert process.returncode not in (0, 1)
+    assert left_behind(folder / "tmp") == []
 
 
 @pytest.mark.broker
