@@ -10,6 +10,7 @@ from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartitio
 from aiokafka.errors import CommitFailedError, IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndTimestamp
 from simulator.cluster import Cluster, Record, places
+from simulator.connections import Connections
 from simulator.membership import Membership
 from simulator.processes import current_process
 
@@ -31,7 +32,7 @@ class SimulatedConsumer:
         self._may_fetch = asyncio.Event()
         self._may_fetch.set()
         self._is_stopped = False
-        self._client = _Connections()
+        self._client = Connections()
         self.cluster.readers.setdefault(self._process, []).append(self)
         self._membership: Membership | None = None
         if options["group_id"] is not None:
@@ -251,8 +252,3 @@ class SimulatedConsumer:
             timer.cancel()
             for log in watched:
                 log.watchers.pop(self, None)
-
-
-class _Connections:
-    async def close(self) -> None:
-        """Nothing is open."""

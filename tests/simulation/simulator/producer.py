@@ -11,6 +11,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaTimeoutError
 from aiokafka.structs import RecordMetadata
 from simulator.cluster import Cluster, Headers
+from simulator.connections import Connections
 from simulator.processes import Process, current_process
 
 LATE_S = 12.0
@@ -35,6 +36,7 @@ class SimulatedProducer:
     def __init__(self, **options: Any) -> None:
         self._is_idempotent = bool(options.get("enable_idempotence"))
         self._process = current_process()
+        self.client = Connections()
 
     async def start(self) -> None:
         """Connect."""

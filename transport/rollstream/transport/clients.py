@@ -94,7 +94,7 @@ async def start_producer(kafka: KafkaSettings, *, profile: Profile = "durable") 
             max_request_size=MAX_REQUEST_BYTES,
             linger_ms=0,
         ),
-        AIOKafkaProducer.stop,
+        stop_producer,
     )
 
 
@@ -271,6 +271,15 @@ async def stop_consumer(consumer: AIOKafkaConsumer, *, timeout_s: float = STOP_T
     """
     await stop_quietly(consumer.stop(), timeout_s=timeout_s)
     await stop_quietly(consumer._client.close(), timeout_s=timeout_s)  # pyright: ignore[reportPrivateUsage]  -- no public way
+
+
+async def stop_producer(producer: AIOKafkaProducer, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Stop a producer; never raises, and returns within about twice ``timeout_s``, its connections closed.
+
+    With a broker that is away or slow, the producer's own ``stop`` waits for what is in flight and is cut off there.
+    """
+    await stop_quietly(producer.stop(), timeout_s=timeout_s)
+    await stop_quietly(producer.client.close(), timeout_s=timeout_s)
 
 
 async def require_topics(kafka: KafkaSettings, *topics: str) -> None:

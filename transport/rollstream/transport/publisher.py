@@ -41,7 +41,7 @@ from rollstream.transport.clients import (
     Profile,
     denied,
     start_producer,
-    stop_quietly,
+    stop_producer,
 )
 from rollstream.transport.message_size import large_parts_bytes
 from rollstream.transport.settings import KafkaSettings
@@ -103,7 +103,7 @@ class Publisher:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await stop_quietly(self._producer.stop(), timeout_s=LEAVE_S)
+        await stop_producer(self._producer, timeout_s=LEAVE_S)
 
     async def publish(
         self,
@@ -223,7 +223,7 @@ class Publisher:
         async with self._renewing:
             if self._started is failed:
                 self._started = await start_producer(self._kafka, profile=self._profile)
-                await stop_quietly(failed.stop())
+                await stop_producer(failed)
 
     @property
     def _producer(self) -> AIOKafkaProducer:
