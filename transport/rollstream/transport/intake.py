@@ -30,7 +30,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from rollstream.schemas.errors import SettingsError, TransientError
-from rollstream.transport.clients import admin_client, start_consumer, stop_consumer
+from rollstream.transport.clients import DENIED, admin_client, denied, start_consumer, stop_consumer
 from rollstream.transport.instance_lock import InstanceLock
 from rollstream.transport.metrics import RECORDS_GONE
 from rollstream.transport.offsets import OffsetTracker
@@ -46,6 +46,7 @@ COMMIT_DEADLINE_S = 45.0
 REVOKED_COMMIT_DEADLINE_S = 10.0
 """A rebalance waits for it."""
 PREPARE_RETRY_PAUSE_S = 0.5
+POLL_RETRY_PAUSE_S = 0.5
 LEAVE_S = 5.0
 """For the last commit, and again for leaving the group; a broker that is away must not keep us."""
 TWIN_WINDOW_S = 30.0
@@ -141,6 +142,9 @@ class GroupIntake:
 
         Each must be given to ``finished`` in the end. At least once: after a crash or a rebalance elsewhere the same
         record is delivered to the next owner.
+
+        Raises:
+            SettingsError: reading, or being in the group, is not permitted.
         """
         if not await self._is_any_ready(timeout_s):
             return []
@@ -150,6 +154,12 @@ class GroupIntake:
             )
         except UNREADABLE:
             return await self._poll_past_unreadable(max_records)
+        except DENIED as error:
+            raise denied(error, self._kafka) from error
+        except KafkaError as error:
+            logger.warning("reading %s failed, will be repeated: %r", ", ".join(self._topics), error)
+            await asyncio.sleep(POLL_RETRY_PAUSE_S)
+            return []
         # No await between the fetch and here: a record can only belong to the present assignment.
         return self._begin(record for records in batches.values() for record in records)
 
