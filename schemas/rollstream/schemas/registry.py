@@ -16,13 +16,14 @@ from rollstream.schemas.dead_letters import DeadLetter, DeadLetterResolution
 from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.messages import Message
 from rollstream.schemas.tasks import RolloutTask
-from rollstream.schemas.tools import ToolCall, ToolResult
+from rollstream.schemas.tools import SessionEnd, ToolCall, ToolResult
 from rollstream.schemas.trajectories import Trajectory
 
 MESSAGES: Final[tuple[type[Message], ...]] = (
     RolloutTask,
     JournalRecord,
     ToolCall,
+    SessionEnd,
     ToolResult,
     Trajectory,
     PolicyVersion,

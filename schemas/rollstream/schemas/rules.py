@@ -12,7 +12,7 @@ from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.messages import Message
 from rollstream.schemas.tasks import EpisodeLimits, RolloutTask, SamplingParams, ToolSpec
-from rollstream.schemas.tools import ToolCall, ToolResult
+from rollstream.schemas.tools import SessionEnd, ToolCall, ToolResult
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.schemas.trajectory_rules import check_trajectory
 from rollstream.schemas.violations import Violation
@@ -119,6 +119,10 @@ def _check_call(call: ToolCall) -> None:
     _require(call.reply_partition >= 0, "reply_partition", call.reply_partition, "must be >= 0")
 
 
+def _check_session_end(end: SessionEnd) -> None:
+    _check_id("session_id", end.session_id)
+
+
 def _check_result(result: ToolResult) -> None:
     _check_id("call_id", result.call_id)
     for name in ("run_s", "queue_s"):
@@ -190,6 +194,7 @@ _RULES: dict[type[Message], Callable[[Any], None]] = {
     Trajectory: _check_trajectory,
     JournalRecord: _check_journal,
     ToolCall: _check_call,
+    SessionEnd: _check_session_end,
     ToolResult: _check_result,
     PolicyVersion: _check_policy,
     TrainerProgress: _check_trainer_progress,

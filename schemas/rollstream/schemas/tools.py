@@ -1,7 +1,7 @@
 """`tool-calls.<toolset>` and `tool-results`: the request/reply pair between an episode and a tool worker.
 
 The caller owns time-out and retry; ``call_id`` is the idempotency key; ``token`` is the state of the session that the
-episode knows. A worker in any other state answers ``session_lost``.
+episode knows. A worker in any other state answers ``session_lost``. A session ends with its attempt.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ ToolStatus = Literal[
     "invalid_arguments",
     "session_lost",
     "expired",
+    "busy",
     "outcome_unknown",
     "worker_error",
 ]
 """``ok error timeout limit unknown_tool invalid_arguments`` are answers the model reads (its own doing, or the
-tool's); ``session_lost expired outcome_unknown worker_error`` are infrastructure and never become text the model is
-trained on."""
+tool's); ``session_lost expired busy outcome_unknown worker_error`` are infrastructure and never become text the model
+is trained on. ``busy`` settles nothing: the call has not begun, there is no place for it yet, and its caller asks again
+under a later deadline."""
 
 OBSERVABLE_STATUSES: frozenset[str] = frozenset(
     {"ok", "error", "timeout", "limit", "unknown_tool", "invalid_arguments"}
@@ -57,6 +59,19 @@ class ToolCall(Message, frozen=True, kw_only=True):
     """True only if the caller sampled the call itself and has never sent it before (non-idempotent tools)."""
     trajectory_id: str = ""
     """For logs and traces only."""
+
+
+class SessionEnd(Message, frozen=True, kw_only=True):
+    """A session is over for good: nobody will call in it any more. Key: ``session_id``, as that of its calls.
+
+    Best effort and never answered; without it a session ends when it has been idle for long enough. It is written only
+    after `end` or `attempt_end` of the attempt counts in the journal. A session id names the birth of its attempt, so
+    whoever writes it, however late and often, a zombie included, ends no session that an attempt still uses.
+    """
+
+    topic: ClassVar[str] = "tool-calls"
+
+    session_id: str
 
 
 class ToolResult(Message, frozen=True, kw_only=True):

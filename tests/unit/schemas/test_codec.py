@@ -161,6 +161,7 @@ REQUIRED_SINCE_VERSION_1: dict[str, set[str]] = {
         "call_id", "session_id", "turn", "token", "tool", "arguments", "deadline", "timeout_s", "reply_topic",
         "reply_partition",
     },
+    "SessionEnd": {"session_id"},
     "ToolResult": {"call_id", "session_id", "status", "content"},
     "Trajectory": {
         "run_id", "trajectory_id", "group_id", "group_index", "group_size", "member_index", "status", "stop_reason",

@@ -27,7 +27,7 @@ from rollstream.schemas.json_schemas import json_view
 from rollstream.schemas.messages import SCHEMA_VERSION, Message
 from rollstream.schemas.registry import MESSAGES
 from rollstream.schemas.tasks import ChatMessage, EpisodeLimits, RewardSpec, RolloutTask, SamplingParams, ToolSpec
-from rollstream.schemas.tools import ToolCall, ToolResult
+from rollstream.schemas.tools import SessionEnd, ToolCall, ToolResult
 from rollstream.schemas.trajectories import Sample, Timing, Trajectory, Turn, VersionSpan
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -81,6 +81,7 @@ EXAMPLES: dict[str, Message] = {
         reply_partition=11,
         is_first=False,
     ),
+    "SessionEnd": SessionEnd(session_id="5e5510"),
     "ToolResult": ToolResult(
         call_id="c0ffee",
         session_id="5e5510",

@@ -3,6 +3,9 @@
 Invariants: a record is finished only when its answer is acknowledged (results before offsets); a call that runs is
 joined, not run again; every requester of a call gets its answer; what happens to a sandbox concerns the session that
 runs in it and no later one of the same name.
+
+Full house: calls wait for a sandbox in the order they came. Whoever asks again meanwhile is answered ``busy`` and
+thereby puts the call's deadline off. A call that is given up before it has begun leaves no trace: it may come again.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -22,7 +24,8 @@ from rollstream.schemas.tools import OBSERVABLE_STATUSES, ToolCall, ToolResult
 from rollstream.tool_workers import metrics
 from rollstream.tool_workers.functions import InvalidArgumentsError, Tool, ToolOutput
 from rollstream.tool_workers.registry import ToolRegistry
-from rollstream.tool_workers.sandbox_pool import SandboxPool
+from rollstream.tool_workers.running_calls import NotBegunError, RunningCall
+from rollstream.tool_workers.sandbox_pool import ClosableSandbox, SandboxPool
 from rollstream.tool_workers.sessions import Join, Refuse, Replay, Run, SessionLedger
 from rollstream.tool_workers.tool_runner import ToolRunner
 
@@ -31,6 +34,8 @@ logger = logging.getLogger(__name__)
 LATE_ANSWER_S = 60.0
 """How long after its deadline an answer is still offered to the broker."""
 MAX_NAME_CHARS = 100
+MAX_WAITING_CALLS = 1024
+HOUSE_IS_FULL = "all sandboxes are taken"
 
 
 class Publishing(Protocol):
@@ -45,13 +50,6 @@ CommitFirst = Callable[[], Awaitable[bool]]
 """Makes sure the record is never delivered again; False: it cannot."""
 
 
-@dataclass
-class _Running:
-    """A running call: the (topic, partition) of everybody who wants its answer."""
-
-    requesters: set[tuple[str, int]]
-
-
 class CallHandler:
     """Handles calls beside one another.
 
@@ -61,6 +59,8 @@ class CallHandler:
         runner: runs.
         sandboxes: None if no tool needs one.
         publisher: sends the answers.
+        max_waiting: calls that may wait for a sandbox; further ones are given back to their callers as ``busy``, but
+            for harmful ones, whose callers could not send them again.
         clock: Unix seconds.
     """
 
@@ -72,16 +72,20 @@ class CallHandler:
         sandboxes: SandboxPool | None,
         publisher: Publishing,
         *,
+        max_waiting: int = MAX_WAITING_CALLS,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._max_waiting = max_waiting
         self._registry = registry
         self._ledger = ledger
         self._runner = runner
         self._sandboxes = sandboxes
         self._publisher = publisher
         self._clock = clock
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, RunningCall] = {}
         self.statuses: Counter[str] = Counter()
+        self.waiting = 0
+        """Calls that wait for a sandbox now."""
 
     async def handle(self, call: ToolCall, commit_first: CommitFirst, *, arrived: float) -> None:
         """Return when the answer is acknowledged, or when nobody waits for it any more.
@@ -107,10 +111,34 @@ class CallHandler:
             call = msgspec.structs.replace(call, session_id=None)
         await self._decide(tool, call, arguments, commit_first, arrived)
 
+    def deadline(self, call: ToolCall) -> float:
+        """Of the call as its caller sees it now: while it waits for a sandbox, copies of it put it off."""
+        running = self._running.get(call.call_id)
+        return call.deadline if running is None else running.call.deadline
+
     async def close_idle_sessions(self, idle_s: float) -> None:
         """Close sessions without calls for so long."""
         for session_id in self._ledger.idle_since(self._clock() - idle_s):
-            await self._close(session_id, None)
+            await self._close(self._ledger.close(session_id), "idle")
+
+    async def end_session(self, session_id: str) -> None:
+        """The session's attempt is over: close it at once, or when the calls that run in it have ended.
+
+        Harmless when late, repeated, or for a session that is not here.
+        """
+        closed = self._ledger.end(session_id)
+        await self._close(closed, "over")
+        if closed is None and session_id in self._ledger:
+            self._give_up_waiting(lambda running: running.call.session_id == session_id)
+
+    def give_waiting_calls_back(self) -> None:
+        """Their callers send them again. Harmful ones stay: for them that would be too late."""
+        self._give_up_waiting(lambda running: not running.admission.commits_first)
+
+    def _give_up_waiting(self, concerns: Callable[[RunningCall], bool]) -> None:
+        for running in self._running.values():
+            if concerns(running):
+                running.give_up_waiting()
 
     async def _decide(
         self, tool: Tool, call: ToolCall, arguments: dict[str, Any], commit_first: CommitFirst, arrived: float
@@ -121,11 +149,18 @@ class CallHandler:
         elif isinstance(admission, Refuse):
             await self._answer(call, self._runner.result(call, ToolOutput(admission.reason, admission.status)))
         elif isinstance(admission, Join):
-            # Same key, same partition, higher offset: until the running call's record is finished this one cannot be
-            # committed past, so it needs no waiting of its own.
-            self._running[call.call_id].requesters.add((call.reply_topic, call.reply_partition))
+            await self._join(call)
         else:
             await self._run_and_answer(tool, call, arguments, admission, commit_first, arrived)
+
+    async def _join(self, call: ToolCall) -> None:
+        # Same key, same partition, higher offset: until the running call's record is finished this one cannot be
+        # committed past, so it needs no waiting of its own.
+        running = self._running[call.call_id]
+        running.requesters.add((call.reply_topic, call.reply_partition))
+        if running.waiting is not None:
+            running.wait_until(call.deadline, self._clock())
+            await self._answer(call, self._runner.result(call, ToolOutput(HOUSE_IS_FULL, "busy")))
 
     async def _run_and_answer(
         self,
@@ -136,27 +171,43 @@ class CallHandler:
         commit_first: CommitFirst,
         arrived: float,
     ) -> None:
-        running = self._running[call.call_id] = _Running({(call.reply_topic, call.reply_partition)})
+        running = RunningCall(call, admission, {(call.reply_topic, call.reply_partition)})
+        self._running[call.call_id] = running
         try:
-            if admission.commits_first and not await commit_first():
-                self._ledger.withdraw(call, admission)
-                return
-            result = await self._run(tool, call, arguments, admission, time.monotonic() - arrived)
+            result = await self._run(tool, running, arguments, commit_first, arrived)
         except Exception:
             await self._give_up(call, admission)
             raise
         finally:
             if self._running.get(call.call_id) is running:
                 del self._running[call.call_id]
-        await self._answer_all(call, result, running.requesters)
+        if result is not None:
+            await self._answer_all(running.call, result, running.requesters)
+        if call.session_id is not None:
+            await self._close(self._ledger.close_if_over(call.session_id), "over")
 
     async def _run(
-        self, tool: Tool, call: ToolCall, arguments: dict[str, Any], admission: Run, queue_s: float
-    ) -> ToolResult:
-        if not tool.needs_sandbox:
-            result = await self._runner.run(tool, call, arguments, None, queue_s=queue_s)
-        else:
-            result = await self._run_in_sandbox(tool, call, arguments, admission, queue_s)
+        self, tool: Tool, running: RunningCall, arguments: dict[str, Any], commit_first: CommitFirst, arrived: float
+    ) -> ToolResult | None:
+        """None: it must not be run here, and is not answered."""
+        call, admission = running.call, running.admission
+        try:
+            sandbox = await self._sandbox(tool, running)
+        except NotBegunError as error:
+            await self._withdraw(call, admission)
+            log = logger.debug if error.status == "busy" else logger.warning
+            log("call %s of %s has not begun, %s: %s", call.call_id, tool.name, error.status, error)
+            output = ToolOutput(str(error), error.status)
+            return self._runner.result(call, output, queue_s=time.monotonic() - arrived)
+        try:
+            if admission.commits_first and not await commit_first():
+                await self._withdraw(call, admission)
+                return None
+            queue_s = time.monotonic() - arrived
+            result = await self._runner.run(tool, running.call, arguments, sandbox, queue_s=queue_s)
+        finally:
+            if sandbox is not None and admission.incarnation is None and self._sandboxes is not None:
+                await self._sandboxes.discard(sandbox)
         metrics.RUN_SECONDS.labels(tool.name).observe(result.run_s)
         metrics.QUEUE_SECONDS.observe(result.queue_s)
         if result.status in OBSERVABLE_STATUSES:
@@ -165,38 +216,53 @@ class CallHandler:
         await self._give_up(call, admission)
         return result
 
-    async def _run_in_sandbox(
-        self, tool: Tool, call: ToolCall, arguments: dict[str, Any], admission: Run, queue_s: float
-    ) -> ToolResult:
-        pool, incarnation = self._sandboxes, admission.incarnation
+    async def _sandbox(self, tool: Tool, running: RunningCall) -> ClosableSandbox | None:
+        """What the call runs in; None: its tool needs none. Waits until the latest deadline of its copies.
+
+        Raises:
+            NotBegunError: there is none for it.
+        """
+        if not tool.needs_sandbox:
+            return None
+        pool, call, admission = self._sandboxes, running.call, running.admission
         assert pool is not None, "a worker with such tools has a pool"
+        incarnation = admission.incarnation
         if call.session_id is not None and not self._ledger.is_open(call.session_id, incarnation):
-            lost = ToolOutput(f"session {call.session_id!r} was closed before the call", "session_lost")
-            return self._runner.result(call, lost, queue_s=queue_s)
+            raise NotBegunError("session_lost", f"session {call.session_id!r} was closed before the call")
+        may_wait = self.waiting < self._max_waiting or admission.commits_first
+        if not may_wait and pool.is_full_for(incarnation):
+            raise NotBegunError("busy", HOUSE_IS_FULL)
+        self.waiting += 1
         try:
-            async with asyncio.timeout(max(0.0, call.deadline - self._clock())):
-                sandbox = await (pool.for_one_call() if incarnation is None else pool.of_session(incarnation))
-        except TimeoutError:
-            return self._runner.result(call, ToolOutput("all sandboxes are taken", "worker_error"), queue_s=queue_s)
+            async with asyncio.timeout(max(0.0, call.deadline - self._clock())) as running.waiting:
+                return await (pool.for_one_call() if incarnation is None else pool.of_session(incarnation))
+        except TimeoutError as error:
+            raise NotBegunError("busy", HOUSE_IS_FULL) from error
         except IsolationError as error:
-            return self._runner.result(call, ToolOutput(str(error), "worker_error"), queue_s=queue_s)
-        try:
-            return await self._runner.run(tool, call, arguments, sandbox, queue_s=queue_s)
+            raise NotBegunError("worker_error", str(error)) from error
         finally:
-            if incarnation is None:
-                await pool.discard(sandbox)
+            running.waiting = None
+            self.waiting -= 1
+
+    async def _withdraw(self, call: ToolCall, admission: Run) -> None:
+        unused = self._ledger.withdraw(call, admission)
+        if unused is not None and self._sandboxes is not None:
+            await self._sandboxes.close(unused)
 
     async def _give_up(self, call: ToolCall, admission: Run) -> None:
         """The call has no result worth keeping; whatever it did to its session, nobody continues from that."""
         if call.session_id is None:
             self._ledger.withdraw(call, admission)
         else:
-            await self._close(call.session_id, admission.incarnation)
+            await self._close(self._ledger.close(call.session_id, admission.incarnation), "lost")
 
-    async def _close(self, session_id: str, incarnation: str | None) -> None:
-        closed = self._ledger.close(session_id, incarnation)
-        if closed is not None and self._sandboxes is not None:
-            await self._sandboxes.close(closed)
+    async def _close(self, incarnation: str | None, cause: metrics.EndOfSession) -> None:
+        """End the sandbox of a session the ledger has forgotten; None: there is none."""
+        if incarnation is None:
+            return
+        metrics.SESSIONS_ENDED.labels(cause).inc()
+        if self._sandboxes is not None:
+            await self._sandboxes.close(incarnation)
 
     async def _answer_all(self, call: ToolCall, result: ToolResult, requesters: set[tuple[str, int]]) -> None:
         """One requester that cannot be answered keeps no other waiting."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prometheus_client import Counter, Gauge, Histogram
 
 from rollstream.transport.metrics import REGISTRY
@@ -22,5 +24,13 @@ QUEUE_SECONDS = Histogram(
 )
 RUNNING = Gauge("rollstream_tool_calls_running", "Calls running now.", registry=REGISTRY)
 SESSIONS = Gauge("rollstream_tool_sessions", "Open sandboxes of sessions.", registry=REGISTRY)
+EndOfSession = Literal["over", "idle", "reclaimed", "lost"]
+SESSIONS_ENDED = Counter(
+    "rollstream_tool_sessions_ended",
+    "Sessions closed: their attempt was over, nobody used them, their place was needed, or they were lost.",
+    ["cause"],
+    registry=REGISTRY,
+)
+CALLS_WAITING = Gauge("rollstream_tool_calls_waiting", "Calls waiting for a sandbox now.", registry=REGISTRY)
 UNKNOWN_TOOL = "unknown"
 """Label of calls of tools that do not exist: a model may name anything."""

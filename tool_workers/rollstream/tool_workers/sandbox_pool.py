@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -43,7 +44,7 @@ class _Entry:
 
 
 class SandboxPool:
-    """At most ``max_open`` sandboxes at once.
+    """At most ``max_open`` sandboxes at once. Whoever waits longest for a place is given the next one.
 
     Args:
         opener: starts sandboxes.
@@ -61,13 +62,20 @@ class SandboxPool:
         reclaim_interval_s: float = RECLAIM_INTERVAL_S,
     ) -> None:
         self._opener = opener
-        self._places = asyncio.Semaphore(max_open)
+        self._free = max_open
+        self._queue: deque[asyncio.Future[None]] = deque()
+        """Who waits for a place; a place is given by settling the first one."""
         self._reclaim = reclaim
         self._reclaim_interval_s = reclaim_interval_s
         self._entries: dict[str, _Entry] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return sum(entry.sandbox is not None for entry in self._entries.values())
+
+    def is_full_for(self, incarnation: str | None) -> bool:
+        """Whether a call has to wait for a place. None: one without a session."""
+        entry = self._entries.get(incarnation) if incarnation is not None else None
+        return self._free == 0 and (entry is None or entry.sandbox is None)
 
     async def of_session(self, incarnation: str) -> ClosableSandbox:
         """The session's sandbox; opened by its first call. Waits for a place without a limit of its own.
@@ -95,7 +103,7 @@ class SandboxPool:
         try:
             await sandbox.close()
         finally:
-            self._places.release()
+            self._give_place()
 
     async def close(self, incarnation: str) -> None:
         """Close a session's sandbox, whatever it is doing. Safe to repeat."""
@@ -113,21 +121,43 @@ class SandboxPool:
                 group.create_task(self.close(incarnation))
 
     async def _open(self) -> ClosableSandbox:
-        while True:
-            try:
-                async with asyncio.timeout(self._reclaim_interval_s if self._places.locked() else None):
-                    await self._places.acquire()
-                break
-            except TimeoutError:
-                await self._make_room()
+        await self._take_place()
         try:
             return await self._opener.open()
         except BaseException:
-            self._places.release()
+            self._give_place()
             raise
 
+    async def _take_place(self) -> None:
+        if self._free > 0:
+            self._free -= 1
+            return
+        place = asyncio.get_running_loop().create_future()
+        self._queue.append(place)
+        try:
+            while not place.done():
+                if self._queue[0] is place:
+                    await self._make_room()
+                await asyncio.wait([place], timeout=self._reclaim_interval_s)
+        except BaseException:
+            if place.done():
+                self._give_place()
+            else:
+                self._queue.remove(place)
+            raise
+
+    def _give_place(self) -> None:
+        if self._queue:
+            self._queue.popleft().set_result(None)
+        else:
+            self._free += 1
+
     async def _make_room(self) -> None:
-        incarnation = self._reclaim()
-        if incarnation is not None:
-            logger.info("all sandboxes are taken, closing idle sandbox %s", incarnation)
-            await self.close(incarnation)
+        """For all who wait, as far as there are sessions that may be closed."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(len(self._queue)):
+                incarnation = self._reclaim()
+                if incarnation is None:
+                    return
+                logger.info("all sandboxes are taken, closing idle sandbox %s", incarnation)
+                group.create_task(self.close(incarnation))

@@ -4,7 +4,7 @@ Duty: run the calls of one toolset, model-written code only in sandboxes, and an
 
 Invariants: results before offsets, but a harmful call's offset before the call; a known call is answered from memory;
 a session is only continued from the state its episode knows; a record that cannot be a call goes to the dead letters;
-infrastructure failures are never text.
+infrastructure failures are never text; calls that wait for a sandbox do not keep those out that free one.
 
 Crash: sandboxes die with the process; unfinished calls are delivered to the next owner, which opens a sandbox for a
 first call and answers ``session_lost`` for others. Rebalance: nothing to do, sessions stay until they are idle. Drain:
@@ -19,7 +19,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +27,7 @@ from aiokafka import TopicPartition
 
 from rollstream.schemas.control import WorkerStatus
 from rollstream.schemas.errors import InvalidMessageError
-from rollstream.schemas.tools import ToolCall
+from rollstream.schemas.tools import SessionEnd, ToolCall
 from rollstream.tool_workers import metrics
 from rollstream.tool_workers.call_handling import CallHandler
 from rollstream.tool_workers.call_intake import CallIntake
@@ -84,7 +84,7 @@ async def run_tool_worker(settings: ToolWorkerSettings, kafka: KafkaSettings, st
         dead_letters = DeadLetterOffice(kafka, role="tool-worker", worker_id=settings.worker_id)
         await stack.enter_async_context(dead_letters)
         runner = ToolRunner(worker_id=settings.worker_id, max_output_chars=settings.max_output_chars)
-        handler = CallHandler(registry, ledger, runner, sandboxes, publisher)
+        handler = CallHandler(registry, ledger, runner, sandboxes, publisher, max_waiting=settings.max_waiting_calls)
         intake = CallIntake(
             kafka,
             [topic],
@@ -132,7 +132,10 @@ def reclaimer(ledger: SessionLedger, settings: ToolWorkerSettings) -> Callable[[
 
     def reclaim() -> str | None:
         idle = ledger.idle_since(time.time() - settings.reclaimable_after_s)
-        return ledger.close(idle[0]) if idle else None
+        if not idle:
+            return None
+        metrics.SESSIONS_ENDED.labels("reclaimed").inc()
+        return ledger.close(idle[0])
 
     return reclaim
 
@@ -187,19 +190,24 @@ class ToolWorker:
                 task.cancel()
 
     async def _receive(self, group: asyncio.TaskGroup) -> None:
-        try:
-            async with asyncio.timeout(POLL_TIMEOUT_S):
-                await self._free.wait()
-        except TimeoutError:
+        free = self._free_places()
+        if free <= 0:
+            self._free.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_TIMEOUT_S):
+                    await self._free.wait()
             return
-        free = self._settings.max_running_calls - len(self._running)
         for record in await self._intake.poll(max_records=free, timeout_s=POLL_TIMEOUT_S):
             task = group.create_task(self._handle(record, time.monotonic()))
             self._running.add(task)
             metrics.RUNNING.set(len(self._running))
             task.add_done_callback(self._ended)
-        if len(self._running) >= self._settings.max_running_calls:
-            self._free.clear()
+        await asyncio.sleep(0)  # lets them come to where they wait for a sandbox
+
+    def _free_places(self) -> int:
+        """How many records may be taken on. What waits for a sandbox must not keep out the calls it waits for."""
+        waiting = min(self._handler.waiting, self._settings.max_waiting_calls)
+        return self._settings.max_running_calls + waiting - len(self._running)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
@@ -210,13 +218,12 @@ class ToolWorker:
         """The record boundary: whatever is wrong with one record stays with it."""
         partition = TopicPartition(record.topic, record.partition)
 
-        async def commit_first() -> bool:
-            return await self._intake.claim(partition, record.offset, deadline_s=max(0.0, call.deadline - time.time()))
-
         try:
-            call = decode_record(record, ToolCall)
-            self._check_requester(call)
-            await self._handler.handle(call, commit_first, arrived=arrived)
+            message = decode_record(record, ToolCall, SessionEnd)
+            if isinstance(message, SessionEnd):
+                await self._handler.end_session(message.session_id)
+            else:
+                await self._handle_call(message, partition, record.offset, arrived)
         except Exception as error:
             logger.warning(
                 "record %s/%d/%d goes to the dead letters: %s", record.topic, record.partition, record.offset, error
@@ -224,6 +231,14 @@ class ToolWorker:
             await self._dead_letters.bury(record, error)
         self._finished += 1
         self._intake.finished(partition, record.offset)
+
+    async def _handle_call(self, call: ToolCall, partition: TopicPartition, offset: int, arrived: float) -> None:
+        async def commit_first() -> bool:
+            left_s = self._handler.deadline(call) - time.time()
+            return await self._intake.claim(partition, offset, deadline_s=max(0.0, left_s))
+
+        self._check_requester(call)
+        await self._handler.handle(call, commit_first, arrived=arrived)
 
     def _check_requester(self, call: ToolCall) -> None:
         if call.reply_topic != self._results_topic:
@@ -235,6 +250,7 @@ class ToolWorker:
             raise InvalidMessageError(f"reply_partition is {call.reply_partition}", field="reply_partition")
 
     async def _drain(self) -> None:
+        self._handler.give_waiting_calls_back()
         if self._running:
             logger.info("waiting up to %g s for %d running calls", self._settings.drain_s, len(self._running))
             _, late = await asyncio.wait(self._running, timeout=self._settings.drain_s)
@@ -249,6 +265,7 @@ class ToolWorker:
 
     def _status(self) -> WorkerStatus:
         metrics.SESSIONS.set(len(self._sandboxes or ()))
+        metrics.CALLS_WAITING.set(self._handler.waiting)
         statuses = {f"calls_{status}": float(count) for status, count in self._handler.statuses.items()}
         return WorkerStatus(
             worker_id=self._settings.worker_id,
@@ -257,5 +274,9 @@ class ToolWorker:
             running=len(self._running),
             finished=self._finished,
             updated_at=time.time(),
-            stats={"sessions": float(len(self._sandboxes or ())), **statuses},
+            stats={
+                "sessions": float(len(self._sandboxes or ())),
+                "calls_waiting": float(self._handler.waiting),
+                **statuses,
+            },
         )

@@ -66,6 +66,8 @@ class Session:
     running: set[str] = field(default_factory=set[str])
     answered: set[str] = field(default_factory=set[str])
     """Calls of the present turn whose results are kept."""
+    is_over: bool = False
+    """Its attempt has ended: nothing new is run in it."""
 
     @property
     def token(self) -> str:
@@ -148,13 +150,20 @@ class SessionLedger:
             self._session_results.keep((session.incarnation, call.call_id), result)
         return result
 
-    def withdraw(self, call: ToolCall, run: Run) -> None:
-        """The call was not run, or (without a session) its result is not worth keeping: it may be admitted again."""
+    def withdraw(self, call: ToolCall, run: Run) -> str | None:
+        """The call was not run, or (without a session) its result is not worth keeping: as if it had never come.
+
+        Returns the sandbox that has no session now, because no call but this one was ever meant for it.
+        """
         if call.session_id is None:
             self._running.discard(call.call_id)
-        elif (session := self._open(call.session_id, run.incarnation)) is not None:
-            session.running.discard(call.call_id)
-            session.ran.discard(call.call_id)
+            return None
+        session = self._open(call.session_id, run.incarnation)
+        if session is None:
+            return None
+        session.running.discard(call.call_id)
+        session.ran.discard(call.call_id)
+        return None if session.ran else self.close(call.session_id)
 
     def is_open(self, session_id: str, incarnation: str | None) -> bool:
         """Whether the session still is the one with this sandbox."""
@@ -171,6 +180,19 @@ class SessionLedger:
         del self._sessions[session_id]
         self._forget_results(session)
         return session.incarnation
+
+    def end(self, session_id: str) -> str | None:
+        """The session's attempt is over: close it, once no call of it runs. Returns as ``close``."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            return None
+        session.is_over = True
+        return self.close_if_over(session_id)
+
+    def close_if_over(self, session_id: str) -> str | None:
+        """Close a session that was ended while a call of it ran, if none does now. Returns as ``close``."""
+        session = self._sessions.get(session_id)
+        return self.close(session_id) if session is not None and session.is_over and not session.running else None
 
     def idle_since(self, moment: float) -> list[str]:
         """Sessions without a running call and unused since ``moment``, the one idle longest first."""
@@ -192,6 +214,8 @@ class SessionLedger:
 
     def _takes(self, session: Session, call: ToolCall) -> bool:
         """Whether the call belongs to the present turn or begins the next one from the present state."""
+        if session.is_over:
+            return False
         if session.continues(call):
             return True
         if call.token != session.token:
