@@ -169,7 +169,7 @@ TASKS = tuple(f"t{n}" for n in range(4))
 def histories(draw: st.DrawFn) -> list[JournalRecord]:
     """What workers, zombies among them, may write: any kinds, births and attempts, plausible or not."""
     partition = Partition(PartitionFold())
-    for _ in range(draw(st.integers(0, 40))):
+    for _ in range(draw(st.integers(0, 30))):
         of = draw(st.sampled_from(TASKS))
         state = partition.fold.tasks.get(of)
         attempt = draw(st.integers(1, 3)) if draw(st.booleans()) or state is None else state.attempt
@@ -189,7 +189,7 @@ def histories(draw: st.DrawFn) -> list[JournalRecord]:
 
 
 @given(histories(), st.integers(0, 4))
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_reading_from_the_floor_says_the_same_of_every_task_that_is_not_committed(
     records: list[JournalRecord], committed: int
 ) -> None:
@@ -206,7 +206,7 @@ def test_reading_from_the_floor_says_the_same_of_every_task_that_is_not_committe
 
 
 @given(histories())
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_a_record_counts_exactly_if_its_writer_would_be_told_so(records: list[JournalRecord]) -> None:
     fold = PartitionFold()
     for offset, record in enumerate(records):
@@ -223,7 +223,7 @@ def test_a_record_counts_exactly_if_its_writer_would_be_told_so(records: list[Jo
 
 
 @given(histories(), st.lists(st.integers(0, 5), max_size=40))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_copies_of_what_counts_change_nothing_when_they_land_late(
     records: list[JournalRecord], delays: list[int]
 ) -> None:

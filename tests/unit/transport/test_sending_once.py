@@ -24,6 +24,10 @@ class FakeProducer:
     def __init__(self, plan: list[Exception | tuple[Exception] | int]) -> None:
         self.plan = plan
         self.accepted = 0
+        self.client = self
+
+    async def close(self) -> None:
+        """There are no connections."""
 
     async def partitions_for(self, topic: str) -> set[int]:
         return {0}
