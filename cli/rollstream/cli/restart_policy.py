@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
+
+KILLS = frozenset({-signal.SIGKILL, -signal.SIGTERM})
+"""Exit codes of a process that somebody else has ended: a person, the kernel short of memory, a test."""
+KILLED_AFTER_S = 5.0
+"""A process that was killed later than this counts as healthy; one killed sooner is killed at its start."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,15 @@ def after_exit(
 
     Args:
         policy: delays and budget.
-        exit_code: as of ``Process.returncode``; negative for a signal.
+        exit_code: as of ``Process.returncode``; negative for a signal. A kill is not the process's failure.
         ran_s: how long this run of the process took.
         failures: failures in a row before this exit.
         may_finish: exit code 0 means that the work is done (a producer, a trainer). A worker is never done.
     """
     if may_finish and exit_code == 0:
         return Finished()
+    if policy.budget and exit_code in KILLS and ran_s >= KILLED_AFTER_S:
+        return Restart(policy.first_delay_s, 0)
     failures = 1 if ran_s >= policy.healthy_after_s else failures + 1
     if failures > policy.budget:
         return GiveUp(failures)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollstream.cli.restart_policy import Finished, GiveUp, Restart, RestartPolicy, after_exit
+from rollstream.cli.restart_policy import KILLED_AFTER_S, KILLS, Finished, GiveUp, Restart, RestartPolicy, after_exit
 
 policies = st.builds(
     RestartPolicy,
@@ -12,7 +12,7 @@ policies = st.builds(
     max_delay_s=st.floats(0.01, 100),
     healthy_after_s=st.floats(1, 1000),
 )
-exit_codes = st.integers(-64, 255)
+exit_codes = st.integers(-64, 255).filter(lambda code: code not in KILLS)
 
 
 @given(policies, st.lists(st.tuples(exit_codes, st.floats(0, 0.5)), min_size=30, max_size=30))
@@ -55,3 +55,13 @@ def test_delays_double() -> None:
     policy = RestartPolicy(budget=9, first_delay_s=1, max_delay_s=10)
     decisions = [after_exit(policy, exit_code=1, ran_s=0, failures=n, may_finish=True) for n in range(6)]
     assert [d.delay_s for d in decisions if isinstance(d, Restart)] == [1, 2, 4, 8, 10, 10]
+
+
+@given(policies.filter(lambda policy: policy.budget > 0), st.sampled_from(sorted(KILLS)), st.integers(0, 10_000))
+def test_a_process_that_others_kill_is_started_again_however_often(
+    policy: RestartPolicy, exit_code: int, failures: int
+) -> None:
+    killed = after_exit(policy, exit_code=exit_code, ran_s=KILLED_AFTER_S, failures=failures, may_finish=False)
+    assert killed == Restart(policy.first_delay_s, 0)
+    at_its_start = after_exit(policy, exit_code=exit_code, ran_s=0.0, failures=failures, may_finish=False)
+    assert at_its_start == after_exit(policy, exit_code=1, ran_s=0.0, failures=failures, may_finish=False)
