@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
-KILLS = frozenset({-signal.SIGKILL, -signal.SIGTERM})
-"""Exit codes of a process that somebody else has ended: a person, the kernel short of memory, a test."""
+from rollstream.cli.stop_signals import EXIT_AT_ONCE
+
+KILLS = frozenset({-signal.SIGKILL, -signal.SIGTERM, 0, EXIT_AT_ONCE})
+"""Exit codes of a worker that somebody else has ended: a person, the kernel short of memory, a test. It leaves with 0
+when it is asked to drain."""
 KILLED_AFTER_S = 5.0
 """A process that was killed later than this counts as healthy; one killed sooner is killed at its start."""
 
