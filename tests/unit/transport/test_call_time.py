@@ -7,7 +7,7 @@ from rollstream.transport.call_time import AWAY_AFTER_S, CallTime
 
 
 def ten_seconds(put_off_s: float = 30.0) -> CallTime:
-    return CallTime(deadline=1000.0, ends_at=10.0, reached_at=0.0, put_off_left_s=put_off_s)
+    return CallTime(deadline=1000.0, ends_at=10.0, reached_at=0.0, put_off_left_s=put_off_s, allowed_s=10.0)
 
 
 def test_a_prompt_send_costs_and_gives_nothing() -> None:

@@ -10,7 +10,7 @@ AWAY_AFTER_S = 2.0
 
 @dataclass
 class CallTime:
-    """The time of one call: it does not run while the broker is away, up to a limit.
+    """The time of one call: it does not run while the broker is away or the call waits for its turn, up to a limit.
 
     All moments but ``deadline`` are of one monotonic clock.
     """
@@ -23,6 +23,9 @@ class CallTime:
     """When the broker was there for certain."""
     put_off_left_s: float
     """By how much more the time may be put off."""
+    allowed_s: float
+    """From when the call begins: what it was given at first."""
+    was_busy: bool = False
 
     def left_s(self, now: float) -> float:
         """Seconds left to wait for the answer; below 0: none."""
@@ -38,8 +41,16 @@ class CallTime:
         If it had to wait, the broker was away since it was last reached, and the call's time is put off by that.
         """
         if now - began > AWAY_AFTER_S:
-            away_s = min(now - self.reached_at, self.put_off_left_s)
-            self.put_off_left_s -= away_s
-            self.deadline += away_s
-            self.ends_at += away_s
+            self._put_off(now - self.reached_at)
         self.reached_at = now
+
+    def busy(self, now: float) -> None:
+        """A tool worker has no place for the call yet: it has all its time again."""
+        self.was_busy = True
+        self._put_off(max(0.0, now + self.allowed_s - self.ends_at))
+
+    def _put_off(self, seconds: float) -> None:
+        seconds = min(seconds, self.put_off_left_s)
+        self.put_off_left_s -= seconds
+        self.deadline += seconds
+        self.ends_at += seconds

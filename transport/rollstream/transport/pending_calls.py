@@ -34,10 +34,14 @@ class PendingCalls:
         waiting.callers += 1
         return waiting.answer
 
-    def expect_another(self, call_id: str) -> asyncio.Future[ToolResult]:
-        """The answer after one that does not count."""
+    def expected(self, call_id: str) -> asyncio.Future[ToolResult]:
+        """The answer, come or to come, of a call that is expected."""
+        return self._waiting[call_id].answer
+
+    def expect_another(self, call_id: str, than: asyncio.Future[ToolResult]) -> asyncio.Future[ToolResult]:
+        """The answer after one that does not count; another caller may have asked for it before."""
         waiting = self._waiting[call_id]
-        if waiting.answer.done():
+        if waiting.answer is than:
             waiting.answer = asyncio.get_running_loop().create_future()
         return waiting.answer
 

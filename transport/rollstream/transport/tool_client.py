@@ -6,7 +6,8 @@ Invariants: the position in the reply partition is fixed before the first call l
 may share a partition: answers to others are recognised by ``call_id`` and left alone. A time-out is never an answer. A
 copy marked ``is_first`` is in the log at most once: when the fate of its sending is unknown, no later one is marked.
 
-Broker gone: calls wait for it, and their deadlines are put off by the time it was away, up to ``MAX_PUT_OFF_S``.
+Broker gone: calls wait for it, and their deadlines are put off by the time it was away, up to ``MAX_PUT_OFF_S``. So
+do they while the tool workers have no place for them (``busy``).
 
 Crash: the next owner of the task sends the same call under the same id and gets the stored answer.
 """
@@ -36,6 +37,7 @@ from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.pending_calls import PendingCalls
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record, decode_record
+from rollstream.transport.session_ends import SessionEnds
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.unreadable import SteadyReader
 
@@ -61,6 +63,8 @@ class ToolClientStats:
     calls: int = 0
     answers: int = 0
     resent: int = 0
+    busy: int = 0
+    """Times a tool worker said that a call has to wait for a place."""
     unanswered: int = 0
     foreign_results: int = 0
     """Answers to other callers of the same partition, or to calls that were answered or given up before."""
@@ -74,7 +78,7 @@ class ToolClient:
         worker_id: chooses the reply partition.
         resend_after_s: first pause before the same call is sent again; doubles up to a minute.
         max_pending: calls waiting at once; further ones wait for a place.
-        max_put_off_s: how long a broker may be away at the cost of nobody's deadline.
+        max_put_off_s: how long a broker may be away, or a call wait for a place, at the cost of nobody's deadline.
         clock: Unix seconds.
     """
 
@@ -98,6 +102,7 @@ class ToolClient:
         self._dead_letters = DeadLetterOffice(kafka, role="tool-client", worker_id=worker_id)
         self._places = asyncio.Semaphore(max_pending)
         self._pending = PendingCalls()
+        self._ends = SessionEnds(self._publisher)
         self._stack = AsyncExitStack()
         self.stats = ToolClientStats()
 
@@ -111,13 +116,16 @@ class ToolClient:
             await self._take_position(consumer)
             group = asyncio.TaskGroup()
             await group.__aenter__()
-            reader = group.create_task(self._read_answers(consumer))
+            background = [group.create_task(self._read_answers(consumer)), group.create_task(self._ends.run())]
 
             async def end_reading(
                 _: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
             ) -> bool | None:
                 # The group is told only of a cancellation, which may be its own doing; it would wrap anything else.
-                reader.cancel()
+                if exc is None:
+                    await self._ends.flush()
+                for task in background:
+                    task.cancel()
                 told = exc if isinstance(exc, asyncio.CancelledError) else None
                 return await group.__aexit__(type(told) if told else None, told, tb if told else None)
 
@@ -150,7 +158,7 @@ class ToolClient:
         self.stats.calls += 1
         allowed_s = max(0.0, call.deadline - self._clock()) + ANSWER_GRACE_S
         now = asyncio.get_running_loop().time()
-        time = CallTime(call.deadline, now + allowed_s, now, self._max_put_off_s)
+        time = CallTime(call.deadline, now + allowed_s, now, self._max_put_off_s, allowed_s)
         try:
             async with asyncio.timeout(allowed_s):
                 await self._places.acquire()
@@ -160,33 +168,65 @@ class ToolClient:
                 self._places.release()
         except TimeoutError as error:
             self.stats.unanswered += 1
+            cause = "it had to wait for a place in a full house" if time.was_busy else "its outcome is unknown"
             raise TransientError(
-                f"call {call.call_id!r} of tool {call.tool!r} was not answered by its deadline; its outcome is "
-                f"unknown. Does a tool worker of toolset {toolset!r} run, and keep up?"
+                f"call {call.call_id!r} of tool {call.tool!r} was not answered by its deadline; {cause}. Does a tool "
+                f"worker of toolset {toolset!r} run, and keep up?"
             ) from error
+
+    def end_session(self, session_id: str, toolset: str) -> None:
+        """The session's attempt is over, and the journal says so: no call will ever come in it again.
+
+        Returns at once; its tool worker is told within seconds, or not at all. Safe to repeat.
+
+        Raises:
+            SettingsError: there is no such toolset.
+        """
+        self._ends.tell(session_id, self._kafka.topic(f"tool-calls.{toolset}"))
 
     async def _until_answered(self, call: ToolCall, topic: str, time: CallTime) -> ToolResult:
         is_first = call.is_first and call.call_id not in self._pending
-        answer = self._pending.expect(call.call_id)
+        self._pending.expect(call.call_id)
         try:
             pause_s = self._resend_after_s
             while True:
                 call = msgspec.structs.replace(call, is_first=is_first, deadline=time.deadline)
                 await self._send(call, topic, time)
                 is_first = False
-                left_s = time.left_s(asyncio.get_running_loop().time())
-                done, _ = await asyncio.wait([answer], timeout=min(pause_s, left_s) if left_s > 0 else LAST_LOOK_S)
-                if done and not (answer.result().status == "expired" and time.deadline > self._clock()):
+                answer = await self._answer_within(pause_s, call.call_id, time)
+                if answer is not None:
                     self.stats.answers += 1
-                    return answer.result()
-                if left_s <= 0:
-                    raise TimeoutError
-                # Refused under a deadline that has been put off since: the next copy has the new one.
-                answer = self._pending.expect_another(call.call_id)
+                    return answer
                 self.stats.resent += 1
-                pause_s = min(LONGEST_RESEND_S, 2 * pause_s)
+                pause_s = self._resend_after_s if time.was_busy else min(LONGEST_RESEND_S, 2 * pause_s)
         finally:
             self._pending.forget(call.call_id)
+
+    async def _answer_within(self, pause_s: float, call_id: str, time: CallTime) -> ToolResult | None:
+        """What comes until the call is to be sent again; None: nothing that settles it.
+
+        Raises:
+            TimeoutError: nothing, and the call's time is over.
+        """
+        loop = asyncio.get_running_loop()
+        resend_at, left_s = loop.time() + pause_s, time.left_s(loop.time())
+        limit_s = min(pause_s, left_s) if left_s > 0 else LAST_LOOK_S
+        answer = self._pending.expected(call_id)
+        while (await asyncio.wait([answer], timeout=limit_s))[0]:
+            result = answer.result()
+            is_early = result.status == "expired" and time.deadline > self._clock()
+            if result.status != "busy" and not is_early:
+                return result
+            answer = self._pending.expect_another(call_id, than=answer)
+            if is_early:  # refused under a deadline that has been put off since: the next copy has the new one
+                return None
+            self.stats.busy += 1
+            time.busy(loop.time())
+            left_s = time.left_s(loop.time())
+            limit_s = max(0.0, min(resend_at - loop.time(), left_s))
+        if left_s <= 0:
+            raise TimeoutError
+        return None
 
     async def _send(self, call: ToolCall, topic: str, time: CallTime) -> None:
         loop = asyncio.get_running_loop()
