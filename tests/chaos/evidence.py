@@ -116,3 +116,5 @@ class Evidence:
     """By trajectory id, when the journal says that somebody worked on it; ascending."""
     dead_letters: Mapping[str, int] = field(default_factory=dict[str, int])
     """Counted by their reason."""
+    orphans: Sequence[str] = ()
+    """Command lines of processes that outlived those that had started them."""

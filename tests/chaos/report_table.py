@@ -48,6 +48,7 @@ def report_table(report: Report) -> Group:
     table.add_row("trajectories/s before / during / after", " / ".join(f"{each:.2f}" for each in rates), "")
     table.add_row("recovery", _times(report.recovery_s), "")
     table.add_row("left later than allowed", str(report.left_late), "")
+    _promise(table, "processes that outlived their parents", len(report.orphans))
     table.add_row("dead letters", str(sum(report.dead_letters.values())), "")
     verdict = [Text(f"BROKEN: {each}", style="bold red") for each in report.broken]
     return Group(table, *(verdict or [Text("every promise was kept", style="bold green")]))

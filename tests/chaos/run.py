@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:
-        sweep(marker)
+        sweep(marker, folder)
         _keep_logs(folder, options.output.parent)
         shutil.rmtree(folder, ignore_errors=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from fault_plan import Fault, Role
 from live_view import LiveView
 from members import Member
 from network_proxy import NetworkProxy
+from process_sweep import remaining_processes
 from workload import (
     EngineKind,
     Workload,
@@ -48,6 +49,7 @@ from rollstream.transport.topic_admin import apply_topics
 
 LOOK_EVERY_S = 0.1
 CRASH_PAUSE_S = 0.5
+ORPHANS_END_S = 2.0
 
 
 class StuckError(RuntimeError):
@@ -303,6 +305,11 @@ class Stage:
             )
             await asyncio.sleep(0.5)
 
+    async def _orphans(self) -> list[str]:
+        """What is still there a while after its parents have ended."""
+        await asyncio.sleep(ORPHANS_END_S)
+        return list(remaining_processes(self._environment["CHAOS_RUN"], self._folder).values())
+
     async def _evidence(self, cluster: Cluster, kafka: KafkaSettings, phases: Phases) -> Evidence:
         try:
             return Evidence(
@@ -314,6 +321,7 @@ class Stage:
                 injuries=cluster.injuries,
                 signs=await read_signs(kafka),
                 dead_letters=await read_dead_letters(kafka),
+                orphans=await self._orphans(),
             )
         except TransientError as error:
             raise StuckError(f"the evidence cannot be read: {error}") from error

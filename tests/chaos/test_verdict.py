@@ -97,6 +97,10 @@ def with_a_turn_again_in_peace(e: Evidence) -> Evidence:
     return replace(e, begun=[*e.begun, begun("2/1", "2", "B", 20.0), begun("2/1", "2", "B", 29.0)])
 
 
+def with_an_orphan(e: Evidence) -> Evidence:
+    return replace(e, orphans=["engine"])
+
+
 @pytest.mark.parametrize(
     ("plant", "complaint"),
     [
@@ -110,6 +114,7 @@ def with_a_turn_again_in_peace(e: Evidence) -> Evidence:
         (with_a_finished_turn_again, "begun again, e.g. 0/0: '0' of attempt 1 on B"),
         (with_the_running_turn_twice_again, "begun again, e.g. 0/0: '2' of attempt 1 on B"),
         (with_a_turn_again_in_peace, "begun again, e.g. 2/1"),
+        (with_an_orphan, "1 processes outlived their parents, e.g. engine"),
     ],
 )
 def test_a_planted_break_is_found_and_nothing_else(plant: Callable[[Evidence], Evidence], complaint: str) -> None:

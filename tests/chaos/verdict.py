@@ -46,6 +46,7 @@ class Report:
         slowest: the takeovers that took longest, in words.
         recovery_s: from the end of the last fault until the rate is nearly what it was; null: not within the run.
         left_late: processes that took longer to leave than they were allowed.
+        orphans: processes that outlived those that had started them.
         broken: promises that were broken, in words. Empty: none.
     """
 
@@ -93,6 +94,7 @@ class Report:
     recovery_s: float | None
     left_late: int
     dead_letters: dict[str, int]
+    orphans: list[str]
     broken: list[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,6 +121,7 @@ def judge(evidence: Evidence, *, seed: int, engine: str, session_timeout_s: floa
         *_complaint(histories, "episodes were shown another history of their tools than their own calls"),
         *training.complaints(),
         *cost.complaints(),
+        *_complaint(evidence.orphans, "processes outlived their parents"),
     ]
     return Report(
         seed=seed,
@@ -165,6 +168,7 @@ def judge(evidence: Evidence, *, seed: int, engine: str, session_timeout_s: floa
         recovery_s=recovery_s(ended, before, phases.healed, phases.ended),
         left_late=sum(injury.late_s > 0 for injury in evidence.injuries),
         dead_letters=dict(evidence.dead_letters),
+        orphans=list(evidence.orphans),
         broken=broken,
     )
 
