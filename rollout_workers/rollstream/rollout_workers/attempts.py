@@ -33,14 +33,22 @@ class AttemptRunner:
 
     services: EpisodeServices
 
-    async def run(self, task: RolloutTask, identity: AttemptIdentity, log: EffectLog) -> tuple[Episode, Ending]:
+    def begin(self, task: RolloutTask, identity: AttemptIdentity, log: EffectLog) -> Episode:
+        """The episode, ready to ``run``.
+
+        Raises:
+            DataError: its prompt cannot be rendered.
+        """
+        return Episode(task, self.services, identity, log)
+
+    async def run(self, episode: Episode, log: EffectLog) -> Ending:
         """Run the agent to its end, on what the journal holds and then for real.
 
         Raises:
             AttemptOverError, WorkerLeavingError, EngineDeadError: the attempt goes on elsewhere or not at all.
             Exception: the attempt has failed; ``failure_kind`` says whose fault it is.
         """
-        episode = Episode(task, self.services, identity, log)
+        task = episode.task
         run_agent = find_agent(task.agent)
         ending = Ending("completed", "stop")
         try:
@@ -57,7 +65,7 @@ class AttemptRunner:
             ending = _ending_of_branches(failures, log)
         if log.failure is not None:
             raise log.failure
-        return episode, await _scored(task, episode, ending, log)
+        return await _scored(task, episode, ending, log)
 
 
 def _ending_of_branches(failures: ExceptionGroup[Exception], log: EffectLog) -> Ending:

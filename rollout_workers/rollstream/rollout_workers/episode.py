@@ -225,6 +225,11 @@ class Episode:
         """Append a user message: for agents that play the other side of a conversation."""
         self._sample.add_observation(self._services.chat.render_user(self._last_ids, content))
 
+    def end_sessions(self) -> None:
+        """The worker's, not the agent's: the attempt is over for good, see ``ToolCalls.end_session``."""
+        for lane in self._shared.lanes:
+            lane._tools.end_session()
+
     def _tokens_for_next_turn(self) -> int:
         """How many tokens the task allows the next turn; what the model has room for is asked when it is sampled."""
         limits = self.task.limits

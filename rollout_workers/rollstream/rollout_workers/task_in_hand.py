@@ -117,14 +117,16 @@ class TaskInHand:
                 self._handler.handovers.release(self._record.partition, start)
 
     async def _attempt(self, identity: AttemptIdentity, log: EffectLog) -> None:
-        """Run the agent and journal what came of it."""
+        """Run the agent, journal what came of it, and give its tool sessions back when that is decided for good."""
         try:
             task = read_task(self._record, self._id)
         except InvalidMessageError as error:
             await self._leave_unread(identity, error)
             return
+        episode: Episode | None = None
         try:
-            episode, ending = await self._handler.runner.run(task, identity, log)
+            episode = self._handler.runner.begin(task, identity, log)
+            ending = await self._handler.runner.run(episode, log)
             end = await self._handler.terminal_records.of(self._assemble(task, identity, ending, episode))
         except (AttemptOverError, PartitionLostError, WorkerLeavingError, EngineDeadError):
             raise
@@ -132,6 +134,8 @@ class TaskInHand:
             await self._fail(identity, log, error)
         else:
             await self._append("end", identity, payload=end)
+        if episode is not None:
+            episode.end_sessions()
 
     async def _fail(self, identity: AttemptIdentity, log: EffectLog, error: Exception) -> None:
         kind = failure_kind(error)

@@ -31,6 +31,10 @@ class ToolCaller(Protocol):
         """
         ...
 
+    def end_session(self, session_id: str, toolset: str) -> None:
+        """Return at once; the session's worker is told that it is over, or finds out by itself."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ToolRequest:
@@ -119,6 +123,8 @@ class ToolCalls:
         self._clock = clock
         self._specs = {spec.name: spec for spec in task.tools}
         self._session = ToolSession(ids.session_id(task.trajectory_id, birth, lane))
+        self._used_toolsets: set[str] = set()
+        """Where the session may be open."""
 
     def refusal(self, name: str, index: int) -> str | None:
         """Why the ``index``-th call of a turn is not sent, as the model reads it; None if it is."""
@@ -156,6 +162,11 @@ class ToolCalls:
 
     def advance(self, turn: int, requests: Sequence[ToolRequest], answers: Sequence[Observation]) -> None:
         """The answers are recorded: the next turn's calls expect the session in the state after them."""
+        self._used_toolsets.update(
+            self._specs[request.name].toolset
+            for request, answer in zip(requests, answers, strict=True)
+            if answer.incarnation is not None
+        )
         self._session.advance(
             {
                 self._call_id(turn, index, request): answer
@@ -163,11 +174,23 @@ class ToolCalls:
             }
         )
 
+    def end_session(self) -> None:
+        """The attempt is over for good: whatever keeps its session open may close it.
+
+        To be called only when `end` or `attempt_end` of this birth counts in the journal. The session's name holds the
+        birth, so no call will ever be sent in it again by anybody but a zombie, which no journal listens to: the order
+        can be late, repeated or a zombie's own without doing harm.
+        """
+        for toolset in self._used_toolsets:
+            self._caller.end_session(self._session.session_id, toolset)
+
     async def _run_one(self, turn: int, index: int, request: ToolRequest, is_first: bool) -> Observation:
         if request.error is not None:
             return Observation(status="error", content=request.error)
         spec = self._specs[request.name]
         timeout_s = self._task.limits.tool_timeout_s
+        if spec.is_stateful:
+            self._used_toolsets.add(spec.toolset)
         result = await self._caller.call(
             ToolCall(
                 call_id=self._call_id(turn, index, request),

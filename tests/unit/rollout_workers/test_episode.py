@@ -43,6 +43,7 @@ class Tools:
 
     def __init__(self, status: ToolStatus = "ok", incarnations: tuple[str, ...] = ("box",)) -> None:
         self.calls: list[tuple[ToolCall, str]] = []
+        self.ended: list[str] = []
         self._status: ToolStatus = status
         self._incarnations = incarnations
 
@@ -56,6 +57,9 @@ class Tools:
             content=f"answer {len(self.calls)}",
             incarnation=incarnation if call.session_id else None,
         )
+
+    def end_session(self, session_id: str, toolset: str) -> None:
+        self.ended.append(session_id)
 
 
 def task(*, tools: tuple[ToolSpec, ...] = (CALCULATOR, BASH), limits: EpisodeLimits | None = None) -> RolloutTask:

@@ -76,6 +76,7 @@ class Tools:
     def __init__(self, losses: int = 0) -> None:
         self.losses = losses
         self.call_ids: list[str] = []
+        self.ended: list[str] = []
 
     async def call(self, call: ToolCall, toolset: str) -> ToolResult:
         self.call_ids.append(call.call_id)
@@ -83,6 +84,9 @@ class Tools:
             self.losses -= 1
             raise SessionLostError("gone")
         return ToolResult(call_id=call.call_id, session_id=None, status="ok", content="42")
+
+    def end_session(self, session_id: str, toolset: str) -> None:
+        self.ended.append(session_id)
 
 
 @dataclass
@@ -309,6 +313,44 @@ async def test_a_task_that_cannot_be_run_fails_and_names_the_cause(broken: Rollo
     assert names in trajectory.error.message
 
 
+async def test_the_sessions_of_every_attempt_are_ended_once_the_journal_says_that_it_is_over() -> None:
+    kinds: list[str] = []
+
+    class Watching(Tools):
+        def end_session(self, session_id: str, toolset: str) -> None:
+            kinds.append(world.log.records[-1].kind)
+            super().end_session(session_id, toolset)
+
+    world, tools = World(), Watching(losses=1)
+    assert await world.worker(tools=tools).handle(record_of(stateful(task())))
+    births = [record.birth for record in world.log.records if record.kind in ("attempt_end", "end")]
+    assert kinds == ["attempt_end", "end"]
+    assert tools.ended == [ids.session_id(task().trajectory_id, birth or 0) for birth in births]
+
+
+@pytest.mark.parametrize("kind", ["attempt_end", "end"])
+async def test_nobody_ends_a_session_before_the_journal_says_that_its_attempt_is_over(kind: str) -> None:
+    of = stateful(task())
+    undisturbed = World()
+    await undisturbed.worker(tools=Tools(losses=1)).handle(record_of(of))
+    world, tools = World(), Tools(losses=1)
+    world.log.dies_at = (undisturbed.log.kinds().index(kind), "after")
+    with pytest.raises(KilledError):
+        await world.worker("dead", tools=tools).handle(record_of(of))
+    assert len(tools.ended) == (0 if kind == "attempt_end" else 1)
+
+
+async def test_a_session_is_left_alone_by_who_loses_its_partition() -> None:
+    class LosingTools(Tools):
+        async def call(self, call: ToolCall, toolset: str) -> ToolResult:
+            world.log.is_lost = True
+            return await super().call(call, toolset)
+
+    world, tools = World(), LosingTools()
+    assert not await world.worker(tools=tools).handle(record_of(stateful(task())))
+    assert (len(tools.call_ids), tools.ended) == (1, [])
+
+
 async def test_what_is_no_task_is_buried_and_done_under_its_place() -> None:
     world = await run(ConsumerRecord("tasks", 0, 7, 0, 0, b"k", b"\xc1rubbish", None, 1, 1, []))
     assert world.published == []
@@ -501,6 +543,11 @@ class WaitingEngine(ScriptedEngine):
         return await super().generate(
             prompt_ids, sampling, request_id, max_tokens=max_tokens, stop_token_ids=stop_token_ids
         )
+
+
+def stateful(of: RolloutTask) -> RolloutTask:
+    """The same task with a tool that has a session."""
+    return msgspec.structs.replace(of, tools=[msgspec.structs.replace(of.tools[0], is_stateful=True)])
 
 
 def in_group(of: RolloutTask, group_index: int) -> RolloutTask:

@@ -31,11 +31,15 @@ class Caller:
     def __init__(self, answer: Answering) -> None:
         self.answer = answer
         self.sent: list[ToolCall] = []
+        self.ended: list[tuple[str, str]] = []
 
     async def call(self, call: ToolCall, toolset: str) -> ToolResult:
         self.sent.append(call)
         await asyncio.sleep(0)
         return self.answer(call)
+
+    def end_session(self, session_id: str, toolset: str) -> None:
+        self.ended.append((session_id, toolset))
 
 
 def ok(call: ToolCall, incarnation: str | None = None) -> ToolResult:
@@ -102,3 +106,33 @@ async def test_a_call_that_cannot_be_run_is_answered_and_not_sent() -> None:
     tools, caller = calls(ok)
     answered = await tools.run(0, [ToolRequest("", "", error="Error: no JSON")])
     assert (answered.observations[0].content, caller.sent) == ("Error: no JSON", [])
+
+
+async def test_only_a_session_that_may_be_open_is_ended() -> None:
+    tools, caller = calls(lambda call: ok(call, "box" if call.session_id else None))
+    await tools.run(0, [ToolRequest("pay", "{}"), ToolRequest("", "", error="Error: no JSON")])
+    tools.end_session()
+    assert caller.ended == []
+    await tools.run(1, [bash("a")])
+    tools.end_session()
+    assert caller.ended == [(ids.session_id(TASK.trajectory_id, 7), "default")]
+
+
+async def test_a_session_whose_answers_were_replayed_is_ended_too() -> None:
+    before, _ = calls(lambda call: ok(call, "box"))
+    answered = await before.run(0, [bash("a")])
+    tools, caller = calls(ok)
+    tools.advance(0, [bash("a")], answered.observations)
+    tools.end_session()
+    assert (len(caller.ended), caller.sent) == (1, [])
+
+
+async def test_a_session_whose_call_failed_is_ended_too() -> None:
+    def fail(_: ToolCall) -> ToolResult:
+        raise TransientError("no answer")
+
+    tools, caller = calls(fail)
+    with pytest.raises(TransientError):
+        await tools.run(0, [bash("a")])
+    tools.end_session()
+    assert len(caller.ended) == 1
