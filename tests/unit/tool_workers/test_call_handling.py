@@ -82,7 +82,7 @@ class FakeOpener:
 class Bench:
     """A handler with tools of its own, and everything around it faked."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_waiting: int = 10) -> None:
         self.publisher = FakePublisher()
         self.opener = FakeOpener()
         self.runs: list[str] = []
@@ -97,6 +97,7 @@ class Bench:
             ToolRunner(worker_id="w", max_output_chars=100),
             SandboxPool(self.opener, max_open=3, reclaim=lambda: None),
             self.publisher,
+            max_waiting=max_waiting,
         )
 
     def tools(self) -> list[Tool]:
@@ -414,3 +415,136 @@ async def test_a_harmful_call_in_a_session_that_could_not_be_committed_has_not_b
     harmful = call("pay_inside", '{"command": "two"}', session_id="s", turn=1, token=first.token)
     assert await bench.handle(harmful) == first  # no answer of its own
     assert (await bench.handle(harmful)).content == "one two"
+
+
+async def fill_the_house(bench: Bench) -> list[str | None]:
+    """Sessions a, b and c take all places."""
+    answers = [
+        await bench.handle(call("shell", f'{{"command": "{name}"}}', session_id=name, call_id=name)) for name in "abc"
+    ]
+    return [answer.token for answer in answers]
+
+
+def asking(bench: Bench, group: asyncio.TaskGroup, asked: ToolCall) -> asyncio.Task[None]:
+    return group.create_task(bench.handler.handle(asked, _popping(bench), arrived=time.monotonic()))
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def first_call(session_id: str, **fields: Any) -> ToolCall:
+    command = f'{{"command": "{session_id}"}}'
+    return call("shell", command, **({"session_id": session_id, "call_id": session_id} | fields))
+
+
+def answers_to(bench: Bench, call_id: str) -> list[str]:
+    return [answer.status for _, answer in bench.publisher.sent if answer.call_id == call_id]
+
+
+async def test_a_full_house_makes_calls_wait_and_whoever_came_first_is_served_first(bench: Bench) -> None:
+    await fill_the_house(bench)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        for name in ("x", "y"):
+            asking(bench, group, first_call(name))
+        await settled()
+        assert bench.handler.waiting == 2
+        await bench.handler.end_session("b")
+        await settled()
+        assert (answers_to(bench, "x"), answers_to(bench, "y")) == (["ok"], [])
+        await bench.handler.end_session("x")
+    assert answers_to(bench, "y") == ["ok"]
+    assert bench.handler.waiting == 0
+
+
+async def test_who_asks_again_while_the_call_waits_is_told_to_go_on_asking_and_puts_it_off(bench: Bench) -> None:
+    await fill_the_house(bench)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        waiting = asking(bench, group, first_call("x", deadline=time.time() + 0.05))
+        await settled()
+        await bench.handle(first_call("x", deadline=time.time() + 30, reply_partition=2, is_first=False))
+        assert (bench.publisher.sent[-1][0], bench.publisher.last.status) == (2, "busy")
+        await asyncio.wait([waiting], timeout=0.1)
+        assert not waiting.done()
+        await bench.handler.end_session("a")
+    assert sorted(partition for partition, answer in bench.publisher.sent if answer.content == "x") == [1, 2]
+    assert bench.handler.statuses["busy"] == 1
+
+
+async def test_a_call_that_never_got_a_place_has_left_no_trace_and_runs_when_it_comes_again(bench: Bench) -> None:
+    await fill_the_house(bench)
+    assert (await bench.handle(first_call("x", deadline=time.time() + 0.02))).status == "busy"
+    assert (await bench.handle(call("once", '{"command": "y"}', deadline=time.time() + 0.02))).status == "busy"
+    await bench.handler.end_session("a")
+    assert (await bench.handle(first_call("x", is_first=False))).content == "x"
+    await bench.handler.end_session("b")
+    assert (await bench.handle(call("once", '{"command": "y"}', is_first=False))).content == "y"
+    assert len(bench.opener.opened) == 5
+
+
+async def test_calls_of_sessions_that_are_open_do_not_wait_for_a_place(bench: Bench) -> None:
+    token, *_ = await fill_the_house(bench)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        asking(bench, group, first_call("x"))
+        await settled()
+        again = call("shell", '{"command": "again"}', session_id="a", turn=1, token=token)
+        assert (await bench.handle(again)).content == "a again"
+        await bench.handler.end_session("a")
+
+
+async def test_more_calls_than_may_wait_are_given_back_at_once_but_for_harmful_ones() -> None:
+    bench = Bench(max_waiting=1)
+    await fill_the_house(bench)
+    bench.commits = [True]
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        asking(bench, group, first_call("x"))
+        await settled()
+        assert (await bench.handle(first_call("y"))).status == "busy"
+        harmful = asking(bench, group, call("pay_inside", '{"command": "pay"}', session_id="z", call_id="z"))
+        await settled()
+        assert not harmful.done()
+        assert bench.commits == [True]  # not claimed before there is a place
+        for name in "ab":
+            await bench.handler.end_session(name)
+    assert (answers_to(bench, "x"), answers_to(bench, "z")) == (["ok"], ["ok"])
+
+
+async def test_an_ended_session_is_closed_at_once_and_ending_it_again_or_a_stranger_does_nothing(bench: Bench) -> None:
+    first = await bench.handle(call("shell", '{"command": "one"}', session_id="s"))
+    for session_id in ("stranger", "s", "s"):
+        await bench.handler.end_session(session_id)
+    assert [each.is_closed for each in bench.opener.opened] == [True]
+    late = await bench.handle(call("shell", '{"command": "two"}', session_id="s", turn=1, token=first.token))
+    assert late.status == "session_lost"
+
+
+async def test_a_session_that_is_ended_while_a_call_runs_is_closed_after_it(bench: Bench) -> None:
+    bench.gate.clear()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        asking(bench, group, call("slow_shell", '{"command": "slow"}', session_id="s", call_id="s"))
+        await settled()
+        await bench.handler.end_session("s")
+        assert not bench.opener.opened[0].is_closed
+        bench.gate.set()
+    assert answers_to(bench, "s") == ["ok"]
+    assert bench.opener.opened[0].is_closed
+
+
+async def test_a_session_that_is_ended_while_its_first_call_waits_takes_no_place_any_more(bench: Bench) -> None:
+    await fill_the_house(bench)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        asking(bench, group, first_call("x"))
+        await settled()
+        await bench.handler.end_session("x")
+    assert answers_to(bench, "x") == ["busy"]
+    assert len(bench.opener.opened) == 3
+
+
+async def test_a_worker_that_leaves_gives_back_what_waits(bench: Bench) -> None:
+    await fill_the_house(bench)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        asking(bench, group, first_call("x"))
+        await settled()
+        bench.handler.give_waiting_calls_back()
+    assert answers_to(bench, "x") == ["busy"]

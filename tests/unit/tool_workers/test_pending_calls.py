@@ -34,3 +34,14 @@ async def test_a_call_is_forgotten_with_its_last_caller() -> None:
     pending.forget("a")
     assert len(pending) == 1
     assert pending.answer(result("a"))
+
+
+async def test_of_two_callers_neither_misses_the_answer_after_one_that_does_not_count() -> None:
+    pending = PendingCalls()
+    first, second = pending.expect("a"), pending.expect("a")
+    assert pending.answer(result("a", "busy"))
+    again = pending.expect_another("a", than=first)
+    assert pending.answer(result("a", "real"))
+    assert pending.expect_another("a", than=second) is again
+    assert pending.expected("a") is again
+    assert (await again).content == "real"

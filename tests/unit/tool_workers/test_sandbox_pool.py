@@ -113,3 +113,57 @@ async def test_closing_all_closes_each_once() -> None:
     await pool.close_all()
     await pool.close("a")
     assert [each.closed for each in opener.opened] == [1, 1]
+
+
+async def test_places_are_given_in_the_order_they_were_asked_for_however_long_it_takes() -> None:
+    opener = FakeOpener()
+    pool = new_pool(opener, max_open=1)
+    busy = await pool.for_one_call()
+    served: list[str] = []
+
+    async def serve(name: str) -> None:
+        sandbox = await pool.for_one_call()
+        served.append(name)
+        await pool.discard(sandbox)
+
+    async with asyncio.TaskGroup() as group:
+        for name in "abcd":
+            group.create_task(serve(name))
+            await asyncio.sleep(0.015)  # longer than the pool waits before it asks for an idle session again
+        await pool.discard(busy)
+    assert served == list("abcd")
+
+
+async def test_whoever_no_longer_waits_for_a_place_takes_none() -> None:
+    opener = FakeOpener()
+    pool = new_pool(opener, max_open=1)
+    busy = await pool.for_one_call()
+    async with asyncio.TaskGroup() as group:
+        given_up, given_up_late, waiting = (group.create_task(pool.of_session(name)) for name in "abc")
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await pool.discard(busy)
+        given_up_late.cancel()
+    assert waiting.result() is opener.opened[-1]
+    assert [each.closed for each in opener.opened] == [1, 0]
+
+
+async def test_idle_sessions_make_room_for_all_who_wait() -> None:
+    opener = FakeOpener()
+    idle: list[str] = []
+    pool = SandboxPool(opener, max_open=3, reclaim=lambda: idle.pop(0) if idle else None, reclaim_interval_s=0.01)
+    for name in "abc":
+        await pool.of_session(name)
+    idle += ["a", "b", "c"]
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(pool.of_session("d"))
+        group.create_task(pool.of_session("e"))
+    assert [each.closed for each in opener.opened] == [1, 1, 0, 0, 0]
+    assert idle == ["c"]
+
+
+async def test_the_pool_knows_who_would_have_to_wait() -> None:
+    pool = new_pool(FakeOpener(), max_open=1)
+    assert not pool.is_full_for(None)
+    await pool.of_session("a")
+    assert [pool.is_full_for(name) for name in ("a", "b", None)] == [False, True, True]

@@ -247,6 +247,36 @@ class Histories(RuleBasedStateMachine):
 
     @precondition(lambda self: self.running)
     @rule(pick=PICK)
+    def find_no_place(self, pick: int) -> None:
+        running = self.running[pick % len(self.running)]
+        if not running.is_harmless:
+            return
+        self.running.remove(running)
+        if running.run.incarnation is not None:
+            self.ran[running.run.incarnation].remove(running.call)
+        self.ledgers[running.worker].withdraw(running.call, running.run)
+        self.records.append((msgspec.structs.replace(running.call, is_first=False), True))
+
+    @rule(worker=WORKER)
+    def end_the_session(self, worker: int) -> None:
+        over = self.session_id
+        self.begin_attempt()
+        for _ in range(2):
+            self.ledgers[worker].end(over)
+        for each in [each for each in self.running if (each.worker, each.call.session_id) == (worker, over)]:
+            assert self.ledgers[worker].is_open(over, each.run.incarnation) or not self.is_here(each)
+            self.running.remove(each)
+            plain = ToolResult(call_id=each.call.call_id, session_id=over, status="ok", content=each.content)
+            self.ledgers[worker].complete(each.call, each.run, plain, now=self.now)
+            self.ledgers[worker].close_if_over(over)
+        assert over not in self.ledgers[worker], "ended and still there"
+
+    def is_here(self, running: Running) -> bool:
+        """Whether a call that runs has not lost its session."""
+        return self.ledgers[running.worker].is_open(running.call.session_id or "", running.run.incarnation)
+
+    @precondition(lambda self: self.running)
+    @rule(pick=PICK)
     def lose_the_sandbox_under_a_call_that_is_sent_again(self, pick: int) -> None:
         running = self.running[pick % len(self.running)]
         if running.call.session_id is not None:

@@ -228,3 +228,51 @@ def test_a_withdrawn_call_without_a_session_may_run_again() -> None:
     each = call("a", session_id=None)
     ledger.withdraw(each, begin(ledger, each))
     assert ledger.admit(call("a", session_id=None), now=NOW) == Run()
+
+
+def test_a_withdrawn_first_call_leaves_no_session_and_may_come_again() -> None:
+    ledger = new_ledger()
+    withdrawn = begin(ledger, call("a"))
+    assert ledger.withdraw(call("a"), withdrawn) == withdrawn.incarnation
+    assert "s" not in ledger
+    assert begin(ledger, call("a")).incarnation != withdrawn.incarnation
+
+
+def test_a_session_stays_for_the_siblings_of_a_withdrawn_call() -> None:
+    ledger = new_ledger()
+    withdrawn = begin(ledger, call("a"))
+    sibling = run(ledger, call("b"))
+    assert ledger.withdraw(call("a"), withdrawn) is None
+    assert sibling.token == ids.session_token("incarnation-0", ["a", "b"])
+    again = run(ledger, call("a"))
+    assert again.token == ids.session_token("incarnation-0", ["a", "b"])
+
+
+def test_an_ended_session_is_forgotten_with_its_results() -> None:
+    ledger = new_ledger()
+    result = run(ledger, call("a"))
+    assert ledger.end("s") == result.incarnation
+    assert ledger.end("s") is None
+    assert len(ledger) == 0
+    assert isinstance(ledger.admit(call("b", turn=1, token=result.token), now=NOW), Refuse)
+
+
+def test_a_session_that_ends_while_a_call_runs_goes_with_the_last_one_and_takes_no_other() -> None:
+    ledger = new_ledger()
+    first, second = begin(ledger, call("a")), begin(ledger, call("b"))
+    assert ledger.end("s") is None
+    assert ledger.admit(call("a"), now=NOW) == Join()
+    assert isinstance(ledger.admit(call("c"), now=NOW), Refuse)
+    assert ledger.complete(call("a"), first, ok("a"), now=NOW).status == "ok"
+    assert ledger.close_if_over("s") is None
+    ledger.complete(call("b"), second, ok("b"), now=NOW)
+    assert ledger.close_if_over("s") == first.incarnation
+    assert ledger.close_if_over("s") is None
+
+
+def test_only_an_ended_session_is_closed_when_its_calls_have_ended() -> None:
+    ledger = new_ledger()
+    run(ledger, call("a"))
+    assert ledger.close_if_over("s") is None
+    assert ledger.end("another") is None
+    assert "s" in ledger

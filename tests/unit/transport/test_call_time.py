@@ -51,3 +51,18 @@ def test_a_call_never_ends_earlier_nor_much_later_than_its_time_and_the_outages(
         time.sent(began, now)
         assert 10.0 <= time.ends_at <= 10.0 + put_off_s + 1e-6
         assert abs((time.ends_at - 10.0) - (time.deadline - 1000.0)) < 1e-6
+
+
+def test_a_call_that_has_to_wait_for_a_place_has_all_its_time_again() -> None:
+    time = ten_seconds()
+    time.busy(now=8.0)
+    assert (time.left_s(8.0), time.deadline, time.put_off_left_s) == (10.0, 1008.0, 22.0)
+    time.busy(now=8.0)
+    assert time.deadline == 1008.0
+
+
+def test_a_call_waits_for_a_place_only_so_long() -> None:
+    time = ten_seconds(put_off_s=5.0)
+    for now in (4.0, 8.0, 12.0):
+        time.busy(now)
+    assert (time.ends_at, time.deadline) == (15.0, 1005.0)
