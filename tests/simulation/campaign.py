@@ -16,6 +16,8 @@ from simulator.profiles import PROFILES
 from simulator.world import run_seed
 
 PROGRESS_EVERY_S = 10.0
+MOST_TOLD = 20
+"""Violations that are printed; all are counted."""
 
 
 def main() -> int:
@@ -38,7 +40,7 @@ def main() -> int:
     figures = Figures()
     for outcome in campaign(seeds, arguments.profile, workers=arguments.workers):
         figures.add(outcome)
-        if outcome.violation is not None:
+        if outcome.violation is not None and len(figures.violations) <= MOST_TOLD:
             print(f"seed {outcome.seed}: {outcome.violation}", flush=True)
         if time.perf_counter() - told > PROGRESS_EVERY_S:
             told = time.perf_counter()

@@ -7,14 +7,13 @@ acknowledgement is another matter.
 from __future__ import annotations
 
 import random
-from contextvars import Context
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
-
 from simulator.processes import Process
 from simulator.virtual_loop import VirtualLoop
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 from aiokafka import TopicPartition
 from aiokafka.structs import OffsetAndMetadata
-
 from simulator.processes import Process
 
 if TYPE_CHECKING:

@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from simulator.processes import Process, current_process
+from simulator.scenario import TaskPlan
+
 from rollstream.rollout_workers.agents import agent
 from rollstream.rollout_workers.byte_chat_format import END_OF_MESSAGE_ID, ROLE_IDS
 from rollstream.rollout_workers.engine import Generation, PolicyRef
@@ -24,8 +27,6 @@ from rollstream.tool_workers.functions import declared_tool, tool
 from rollstream.tool_workers.registry import ToolRegistry
 from rollstream.tool_workers.sandbox.replies import SandboxLostError
 from rollstream.tool_workers.sandbox.sandbox import Sandbox
-from simulator.processes import Process, current_process
-from simulator.scenario import TaskPlan
 
 MAX_MODEL_LEN = 100_000
 

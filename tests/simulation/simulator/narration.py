@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from aiokafka import OffsetAndMetadata, TopicPartition
+from simulator.cluster import Record
+from simulator.processes import Process
 
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.tools import ToolCall, ToolResult
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.transport.records import decode_record
-from simulator.cluster import Record
-from simulator.processes import Process
 
 
 def told_append(record: Record, sender: Process | None) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from simulator.stand_ins import replaced
+
 from rollstream.rollout_workers import task_in_hand
 from rollstream.rollout_workers.effects import AttemptIdentity, EffectLog, EffectSequence
 from rollstream.rollout_workers.task_in_hand import TaskInHand, read_task
@@ -17,7 +19,6 @@ from rollstream.transport.journal.keeper import JournalKeeper
 from rollstream.transport.journal.owned_partition import OwnedPartition
 from rollstream.transport.journal.partition_fold import PartitionFold
 from rollstream.transport.journal.task_state import TaskState
-from simulator.stand_ins import replaced
 
 
 def _fold_own(journal: OwnedPartition, offset: int, record: JournalRecord) -> TaskState:
@@ -253,29 +254,6 @@ def forgotten_too_early() -> Iterator[None]:
         forget(self, committed + 1)
 
     with replaced(PartitionFold, "forget_below", forget_below):
-        yield
-
-
-@contextmanager
-def any_birth() -> Iterator[None]:
-    """Records of an earlier run of a task count for a later one."""
-    refusal_of = TaskState.refusal
-
-    def refusal(self: TaskState, record: JournalRecord) -> str | None:
-        if record.kind in ("start", "released"):
-            return refusal_of(self, record)
-        born = self.births.get(record.attempt)
-        same = JournalRecord(
-            kind=record.kind,
-            trajectory_id=record.trajectory_id,
-            attempt=record.attempt,
-            key=record.key,
-            writer=record.writer,
-            birth=born,
-        )
-        return refusal_of(self, same) if born is not None else refusal_of(self, record)
-
-    with replaced(TaskState, "refusal", refusal):
         yield
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -10,25 +11,25 @@ from typing import Any
 import msgspec
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
+from simulator.stand_ins import replaced
 
 from rollstream.rollout_workers import episode as episodes
 from rollstream.rollout_workers import tool_calling
-from rollstream.rollout_workers.episode_pool import EpisodePool
 from rollstream.rollout_workers.service import RolloutWorker
 from rollstream.rollout_workers.suspects import SuspectGate
 from rollstream.rollout_workers.tool_calling import Observation, ToolCalls, ToolSession
 from rollstream.schemas.errors import TransientError
-from rollstream.schemas.tools import ToolCall, ToolResult
+from rollstream.schemas.tools import ToolCall
 from rollstream.tool_workers.call_handling import CallHandler
-from rollstream.tool_workers.sessions import Session, SessionLedger
+from rollstream.tool_workers.sessions import Run, Session, SessionLedger
 from rollstream.trainers.batch_forming import BatchFormer
 from rollstream.trainers.groups import ArrivingGroup, GroupAssembler
 from rollstream.trainers.stream_state import StreamState
 from rollstream.transport.dead_letters import DeadLetterOffice
+from rollstream.transport.intake import GroupIntake
 from rollstream.transport.offsets import OffsetTracker
 from rollstream.transport.publisher import Publisher, RecordPlace
 from rollstream.transport.tool_client import ToolClient
-from simulator.stand_ins import replaced
 
 
 @contextmanager
@@ -88,10 +89,30 @@ def commit_past_running() -> Iterator[None]:
 
 
 @contextmanager
-def lost_not_abandoned() -> Iterator[None]:
-    """Episodes of partitions that left go on."""
-    with replaced(EpisodePool, "abandon", lambda self, partitions: None):
+def gate_always_open() -> Iterator[None]:
+    """Commits leave while the group settles, and without a last one before it."""
+
+    async def revoked(self: GroupIntake) -> None:
+        return None
+
+    with replaced(GroupIntake, "revoked", revoked):
         yield
+
+
+@contextmanager
+def commit_of_the_consumer() -> Iterator[None]:
+    """Reading begins at the commit the consumer finds, not at the one whose journal was read."""
+    with replaced(OffsetTracker, "begin", _begin_anywhere):
+        yield
+
+
+def _begin_anywhere(self: OffsetTracker, offset: int) -> bool:
+    if self._next_offset is not None and offset < self._next_offset:
+        return False
+    self._next_offset = offset + 1
+    self._unfinished.add(offset)
+    heapq.heappush(self._lowest_first, offset)
+    return True
 
 
 @contextmanager
@@ -137,36 +158,32 @@ def session_named_by_task() -> Iterator[None]:
 
 @contextmanager
 def sequence_instead_of_token() -> Iterator[None]:
-    """A call is taken if it is of the present turn or the next."""
+    """A call is taken if it is of the present turn or the next, and nobody asks which sandbox has answered."""
 
-    def takes(self: Session, call: ToolCall) -> bool:
-        if call.turn == self.turn:
-            return True
-        if call.turn != self.turn + 1:
+    def takes(self: SessionLedger, session: Session, call: ToolCall) -> bool:
+        if call.turn not in (session.turn, session.turn + 1):
             return False
-        self.base, self.turn = call.token, call.turn
-        self.results.clear()
+        session.base, session.turn = call.token, call.turn
         return True
 
-    with replaced(Session, "takes", takes):
+    with replaced(SessionLedger, "_takes", takes), any_sandbox():
         yield
 
 
 @contextmanager
 def no_session_check() -> Iterator[None]:
-    """A session that is not known is begun, one that is known takes everything."""
+    """A session that is not known is begun, one that is known takes everything; nobody asks which has answered."""
     admit = SessionLedger.admit
 
     def admit_all(self: SessionLedger, call: ToolCall, **more: Any) -> Any:
-        session = self._sessions.get(call.session_id or "")
-        if session is None:
-            return admit(self, msgspec.structs.replace(call, token=None), **more)
-        if call.turn != session.turn:
-            session.turn, session.base = call.turn, call.token
-            session.results.clear()
-        return admit(self, msgspec.structs.replace(call, token=session.base), **more)
+        is_known = (call.session_id or "") in self
+        return admit(self, call if is_known else msgspec.structs.replace(call, token=None), **more)
 
-    with replaced(SessionLedger, "admit", admit_all):
+    def takes(self: SessionLedger, session: Session, call: ToolCall) -> bool:
+        session.base, session.turn = call.token, call.turn
+        return True
+
+    with replaced(SessionLedger, "admit", admit_all), replaced(SessionLedger, "_takes", takes), any_sandbox():
         yield
 
 
@@ -180,16 +197,15 @@ def any_sandbox() -> Iterator[None]:
 @contextmanager
 def no_stored_results() -> Iterator[None]:
     """A call that is sent again runs again."""
-    complete = SessionLedger.complete
+    known = SessionLedger._known
 
-    def forget(self: SessionLedger, call: ToolCall, result: ToolResult, **more: Any) -> ToolResult:
-        completed = complete(self, call, result, **more)
-        session = self._sessions.get(call.session_id or "")
-        if session is not None:
-            session.results.clear()
-        return completed
+    def run_again(self: SessionLedger, session: Session, call: ToolCall, now: float) -> Any:
+        if call.call_id in session.running:
+            return known(self, session, call, now)
+        session.running.add(call.call_id)
+        return Run(session.incarnation)
 
-    with replaced(SessionLedger, "complete", forget):
+    with replaced(SessionLedger, "_known", run_again):
         yield
 
 

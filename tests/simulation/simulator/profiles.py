@@ -21,11 +21,21 @@ PROFILES: dict[str, Profile] = {
         kinds=("expel", "expel", "expel", "scale", "drain", "replace"), max_faults=20, poison=None, workers=(2, 3)
     ),
     "again": Profile(
-        kinds=("emit_again", "emit_again", "producer", "kill", "kill", "stray_record", "strike_writer", "replace"),
+        kinds=("emit_again",) * 6 + ("producer", "kill", "strike_writer"),
+        max_faults=20,
         poison=None,
         wavers=False,
         storm=True,
     ),
     "silence": Profile(kinds=("kill",), poison=None, storm=True, tool_workers=(1,), workers=(2,)),
+    "failures": Profile(
+        kinds=("freeze", "replace", "replace", "strike_writer", "strike_writer"),
+        max_faults=16,
+        workers=(2, 3),
+        poison=None,
+        wavers=False,
+        engine_failures=True,
+        engine_failure=0.3,
+    ),
     "payments": Profile(pays=True, poison=None, storm=True, tool_workers=(2,)),
 }

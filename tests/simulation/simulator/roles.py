@@ -12,10 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from simulator.model_and_tools import ScriptedModel, Surroundings
+from simulator.scenario import RUN_ID, Scenario
+from simulator.stand_ins import replaced
+from simulator.witness import Witness
+
 from rollstream.producers.service import produce
 from rollstream.producers.settings import ProducerSettings
-from rollstream.rollout_workers import service as rollout_service
 from rollstream.rollout_workers import attempts, task_in_hand
+from rollstream.rollout_workers import service as rollout_service
 from rollstream.rollout_workers.episode import Episode
 from rollstream.rollout_workers.settings import RolloutWorkerSettings
 from rollstream.schemas.tasks import EpisodeLimits, RolloutTask
@@ -25,10 +30,6 @@ from rollstream.tool_workers.settings import ToolWorkerSettings
 from rollstream.trainers.stream import AsyncTrajectoryStream
 from rollstream.transport import control, heartbeat, tool_client
 from rollstream.transport.settings import KafkaSettings
-from simulator.model_and_tools import ScriptedModel, Surroundings, tools_of
-from simulator.scenario import RUN_ID, Scenario
-from simulator.stand_ins import replaced
-from simulator.witness import Witness
 
 PACES = [(heartbeat, "INTERVAL_S", 20.0), (control, "POLL_S", 4.0), (tool_client, "FETCH_TIMEOUT_S", 4.0)]
 """Idle work is most of what a quiet pipeline does: it is done less often here."""

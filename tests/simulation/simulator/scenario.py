@@ -6,8 +6,9 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rollstream.schemas import ids
 from simulator.cluster import Weather
+
+from rollstream.schemas import ids
 
 RUN_ID = "simulated"
 Poison = Literal["decode", "render", "turn"]
@@ -76,10 +77,11 @@ class Profile:
     max_faults: int = 12
     storm: bool | None = None
     """Whether sends fail; None: in some."""
-    poison: Poison | None | Literal["some"] = "some"
+    poison: Poison | Literal["some"] | None = "some"
     wavers: bool | None = None
     short_clock: bool | None = None
     engine_failures: bool | None = None
+    engine_failure: float = 0.08
     group_deadlines: bool | None = None
     is_static: bool | None = None
     workers: tuple[int, ...] = (1, 2, 2, 3)
@@ -155,7 +157,7 @@ def scenario(seed: int, profile: Profile | None = None) -> Scenario:
         slots=rng.choice((1, 2, 4)),
         is_static=_sometimes(family.is_static, rng, 0.5),
         wall_clock_s=rng.choice((3.0, 6.0, 10.0)) if _sometimes(family.short_clock, rng, 0.2) else 600.0,
-        engine_failure=0.08 if not only_poison and _sometimes(family.engine_failures, rng, 0.2) else 0.0,
+        engine_failure=family.engine_failure if not only_poison and _sometimes(family.engine_failures, rng, 0.2) else 0.0,
         group_deadline_s=_group_deadline_s(tasks, family, rng),
         groups_per_batch=rng.choice((1, 1, 2)),
         pipeline_depth=rng.choice((0, 1, 4)),

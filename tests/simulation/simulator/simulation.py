@@ -8,8 +8,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from rollstream.transport import clients, intake
-from rollstream.transport.settings import KafkaSettings
 from simulator.admin import SimulatedAdmin
 from simulator.cluster import Cluster, Weather
 from simulator.consumer import SimulatedConsumer
@@ -17,6 +15,9 @@ from simulator.processes import Process, ProcessKilled
 from simulator.producer import SimulatedProducer
 from simulator.stand_ins import replaced, simulated_clocks_and_names
 from simulator.virtual_loop import VirtualLoop
+
+from rollstream.transport import clients, intake
+from rollstream.transport.settings import KafkaSettings
 
 
 class Simulation:

@@ -56,7 +56,7 @@ _found_defaults: dict[int, list[tuple[FunctionType, str, object]]] = {}
 
 def _clock_defaults() -> list[tuple[FunctionType, str, object]]:
     """Functions of production code with a real clock as the default of a parameter."""
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith("rollstream.")]
+    modules = [module for name, module in sys.modules.copy().items() if name.startswith("rollstream.")]
     if len(modules) not in _found_defaults:
         _found_defaults.clear()
         functions = {id(f): f for module in modules for f in _functions_of(vars(module), module.__name__)}

@@ -128,7 +128,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.is_torn_down = True
         self._ready_entries.clear()
         self._timers.clear()
-        with _nothing_said_of_unfinished_work():
+        with _silence():
             events._set_running_loop(self)
             for task in self._tasks:
                 if not task.done():
@@ -138,7 +138,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     task.exception()
             events._set_running_loop(None)
             self._tasks.clear()
-            gc.collect()
         self.close()
 
     def _step(self) -> None:
@@ -208,7 +207,17 @@ def _unwind(work: object) -> None:
 
 
 @contextmanager
-def _nothing_said_of_unfinished_work() -> Iterator[None]:
+def hushed() -> Iterator[None]:
+    """Around a simulation and everything that refers to it: what is left of it goes silently at the end."""
+    with _silence():
+        try:
+            yield
+        finally:
+            gc.collect()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
     """Work that is unwound begins to wait again in its ``finally`` clauses; Python would complain of each."""
     hooks, hook = sys.get_asyncgen_hooks(), sys.unraisablehook
     sys.set_asyncgen_hooks(firstiter=None, finalizer=_leave_alone)

@@ -12,17 +12,17 @@ from collections.abc import Callable
 
 import msgspec
 from aiokafka import OffsetAndMetadata, TopicPartition
+from simulator.cluster import Cluster, Record
+from simulator.journal_oracle import JournalOracle, TaskStory
+from simulator.model_and_tools import Sampled, Surroundings
+from simulator.processes import Process
+from simulator.scenario import Scenario
 
 from rollstream.schemas.dead_letters import DeadLetter
 from rollstream.schemas.journal import JournalRecord, TerminalRecord
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.transport.records import decode_record
 from rollstream.transport.settings import KafkaSettings
-from simulator.cluster import Cluster, Record
-from simulator.journal_oracle import JournalOracle, TaskStory
-from simulator.model_and_tools import Sampled, Surroundings
-from simulator.processes import Process
-from simulator.scenario import Scenario
 
 _ANSWER = re.compile(r'\{"sandbox": (?:null|\d+), "sample": \d+, "call": \d+\}')
 _NUMBER = re.compile(r"(?:turn|cut) (\d+)")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from rollstream.schemas.errors import EngineDeadError, SettingsError, TransientError
 from simulator.adversary import Adversary
 from simulator.model_and_tools import Surroundings, prepare_agent, tools_of
 from simulator.narration import told_append, told_commit
@@ -17,8 +16,10 @@ from simulator.processes import Process, ProcessKilled, current_process
 from simulator.roles import Roles, TrainerMemory, kafka_settings
 from simulator.scenario import Profile, Scenario, scenario
 from simulator.simulation import Simulation
-from simulator.virtual_loop import StuckError
+from simulator.virtual_loop import StuckError, hushed
 from simulator.witness import Witness
+
+from rollstream.schemas.errors import EngineDeadError, SettingsError, TransientError
 
 REST_S = 400.0
 """Virtual seconds after the last fault within which everything must be done."""
@@ -223,11 +224,15 @@ def run_seed(
     trace: Callable[[str], None] | None = None,
 ) -> Outcome:
     """One scenario, under a planted bug or not; a function of its arguments."""
-    with plant():
-        world = World(scenario(seed, profile))
-        if trace is not None:
-            world.tell(trace)
-        return world.run()
+    with hushed(), plant():
+        return _run(scenario(seed, profile), trace)
+
+
+def _run(plan: Scenario, trace: Callable[[str], None] | None) -> Outcome:
+    world = World(plan)
+    if trace is not None:
+        world.tell(trace)
+    return world.run()
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

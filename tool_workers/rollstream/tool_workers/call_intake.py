@@ -27,12 +27,11 @@ RETRY_PAUSE_S = 0.05
 
 
 class CallIntake(GroupIntake):
-    """A group intake whose records can be claimed, and whose commits never go back behind another member's."""
+    """A group intake whose records can be claimed."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._something_changed = asyncio.Event()
-        self._assignment_compared = 0
 
     async def claim(self, partition: TopicPartition, offset: int, *, deadline_s: float) -> bool:
         """Commit past a record before it is worked on, so that it is never delivered again: at most once.
@@ -84,17 +83,6 @@ class CallIntake(GroupIntake):
             self._committed[partition] = offset + 1
         self.finished(partition, offset)
         return True
-
-    async def _commit(self) -> None:
-        """A partition that seemed to stay over a rebalance may have been another's for a while, whose commits count."""
-        if self._assignment_compared != self._times_assigned:
-            settled = self._times_assigned
-            for partition in list(self._trackers):
-                committed = await self._committed_by_anybody(partition)
-                if partition in self._trackers:
-                    self._committed[partition] = max(committed, self._committed.get(partition, -1))
-            self._assignment_compared = settled
-        await super()._commit()
 
     async def _committed_by_anybody(self, partition: TopicPartition) -> int:
         return await self._started.committed(partition) or 0

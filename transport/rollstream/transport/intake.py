@@ -2,10 +2,11 @@
 
 Duty: hand out each record of the partitions it owns once, and commit, per partition, the lowest unfinished offset.
 
-Invariants: nothing unfinished is ever committed past. No record of a new partition is handed out before whoever must
-know its past (a `Companion`) is ready. No commit leaves while a rebalance is under way (the commit gate:
-without it one late commit makes the group rebalance for ever). A partition that stays over a rebalance keeps its
-records; Kafka delivers them again and they are recognised. A partition that leaves is reported at once.
+Invariants: nothing unfinished is ever committed past, and no commit goes back behind another's. No record of a new
+partition is handed out before whoever must know its past (a `Companion`) is ready. No commit leaves while a rebalance
+is under way (the commit gate: without it one late commit makes the group rebalance for ever). A partition that stays
+over a rebalance keeps its records; Kafka delivers them again and they are recognised. A partition that leaves is
+reported at once.
 
 Crash: the next owner starts at the committed offset, so unfinished records are delivered again (at least once).
 """
@@ -20,7 +21,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Protocol
@@ -161,7 +162,14 @@ class GroupIntake:
             await asyncio.sleep(POLL_RETRY_PAUSE_S)
             return []
         # No await between the fetch and here: a record can only belong to the present assignment.
-        return self._begin(record for records in batches.values() for record in records)
+        due = [records for partition, records in batches.items() if self._is_due(partition, records)]
+        return self._begin(record for records in due for record in records)
+
+    def _is_due(self, partition: TopicPartition, records: Sequence[Record]) -> bool:
+        """A fetch may outlive a partition's leaving and coming back: then its records come again when it is ready."""
+        if partition not in self._ready:
+            self._started.seek(partition, records[0].offset)
+        return partition in self._ready
 
     def finished(self, partition: TopicPartition, offset: int) -> None:
         """The record needs no more work: its effects are acknowledged. Safe to repeat and after a loss."""
@@ -346,12 +354,11 @@ class GroupIntake:
             logger.warning("commit in group %s failed, will be repeated: %r", self._group_id, error)
 
     async def _commit(self) -> None:
-        offsets = {
-            partition: offset
-            for partition, tracker in self._trackers.items()
-            if (offset := tracker.committable) is not None and offset > self._committed.get(partition, -1)
-        }
-        if not offsets:
+        for partition in self._committable():
+            # Kafka takes smaller commits, of members that were away and even of strangers while a group is empty.
+            self._committed[partition] = await self._started.committed(partition) or 0
+        offsets = self._committable()
+        if not offsets or not self._gate_is_open:
             return
         companion = self._companion
         await self._started.commit(
@@ -365,6 +372,13 @@ class GroupIntake:
                 self._committed[partition] = offset
                 if companion is not None:
                     companion.committed(partition.partition, offset)
+
+    def _committable(self) -> dict[TopicPartition, int]:
+        return {
+            partition: offset
+            for partition, tracker in self._trackers.items()
+            if (offset := tracker.committable) is not None and offset > self._committed.get(partition, -1)
+        }
 
     @property
     def _started(self) -> AIOKafkaConsumer:
