@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from report import Report
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from verdict import TAKEOVER_GRACE_S, Report
+from verdict import TAKEOVER_GRACE_S
 
 
 def report_table(report: Report) -> Group:

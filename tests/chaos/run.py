@@ -25,10 +25,12 @@ from fault_plan import Cluster as Shape
 from fault_plan import Kind, plan_faults
 from live_view import LiveView
 from process_sweep import sweep
+from progress import Timing
+from report import Report
 from report_table import report_table
 from rich.console import Console
-from stage import Stage, Timing
-from verdict import Report, judge
+from stage import Stage
+from verdict import judge
 from workload import PREFIX, Workload
 
 FOLDER = Path("runs") / "chaos"

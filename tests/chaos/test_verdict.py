@@ -7,9 +7,11 @@ from io import StringIO
 
 import pytest
 from evidence import Begun, Evidence, Injury, Phases, TaskSeen, Trained, TrajectorySeen
+from rates import quantile, rate, recovery_s
+from report import Report
 from report_table import report_table
 from rich.console import Console
-from verdict import Report, judge, order_of_an_unkilled_reader, quantile, rate, recovery_s
+from verdict import judge, order_of_an_unkilled_reader
 
 GROUPS, SIZE = 3, 2
 IDS = [f"{group}/{member}" for group in range(GROUPS) for member in range(SIZE)]
