@@ -215,6 +215,8 @@ class ToolClient:
         while (await asyncio.wait([answer], timeout=limit_s))[0]:
             result = answer.result()
             is_early = result.status == "expired" and time.deadline > self._clock()
+            if result.status == "expired" and time.was_busy and not is_early:
+                raise TimeoutError
             if result.status != "busy" and not is_early:
                 return result
             answer = self._pending.expect_another(call_id, than=answer)
