@@ -44,6 +44,8 @@ FETCH_WAIT_S = 0.2
 """A partition that was just assigned waits for the fetch under way."""
 OFFSETS_DEADLINE_S = 30.0
 RETRY_PAUSE_S = 0.2
+RECORDS_PER_TURN = 32
+"""Records folded before other tasks of the event loop get their turn."""
 
 
 class JournalKeeper:
@@ -185,11 +187,13 @@ class JournalKeeper:
                 logger.warning("reading %s failed, will be repeated: %r", self._topic, error)
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
-            for record in records:
+            for number, record in enumerate(records, start=1):
                 # After a change what was read may be of a former ownership; the positions of the folds are the truth.
                 if self._has_changed.is_set():
                     break
                 await self._fold(record)
+                if number % RECORDS_PER_TURN == 0:
+                    await asyncio.sleep(0)
 
     def _take_positions(self, reader: SteadyReader) -> None:
         consumer = self._consumer
