@@ -84,8 +84,6 @@ journal = {str(workload.is_journaled).lower()}
 [tool_worker]
 tools = ["{HERE / "notebook_tools.py"}"]
 isolation = "unsafe-local"
-idle_session_s = 30
-reclaimable_after_s = 15
 drain_s = {DRAIN_S}
 [producer]
 source = "{folder / "prompts.jsonl"}"

@@ -84,7 +84,7 @@ def left_behind(scratch: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_a_dozen_faults_of_all_kinds_break_no_promise(folder: Path) -> None:
-    run = await run_chaos(folder, "--kills", "13", "--seed", "11", "--minutes", "0.3")
+    run = await run_chaos(folder, "--kills", "12", "--seed", "11", "--minutes", "0.25")
     report = run.report
     assert run.exit_code == 0, run.printed[-5000:]
     assert {name: report[name] for name in KEPT} == dict.fromkeys(KEPT, 0)
@@ -92,7 +92,7 @@ async def test_a_dozen_faults_of_all_kinds_break_no_promise(folder: Path) -> Non
     assert report["tasks"] == report["episodes"] > 50
     assert report["trained"] == report["completed"] + report["truncated"]
     assert report["generations_repeated_max"] <= 1
-    assert sum(sum(kinds.values()) for kinds in report["kills"].values()) >= 13
+    assert sum(sum(kinds.values()) for kinds in report["kills"].values()) >= 12
     assert len(report["kills"]) >= 3
     assert report["processes_killed"] >= 5
     assert "every promise was kept" in run.printed
