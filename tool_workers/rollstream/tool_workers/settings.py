@@ -66,7 +66,7 @@ class ToolWorkerSettings(BaseModel):
     """Limits of one sandbox."""
     max_running_calls: int = Field(default=256, ge=1)
     """Calls running at once."""
-    max_waiting_calls: int = Field(default=1024, ge=0)
+    max_waiting_calls: int = Field(default=1024, ge=1)
     """Calls that wait for a sandbox, besides those running; further ones are sent again by their callers."""
     max_running_programs: int = Field(default=0, ge=0)
     """Sandboxed calls running at once; 0: four per core."""
