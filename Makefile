@@ -6,7 +6,7 @@ COMPILE = uv pip compile pyproject.toml requirements/build.in --extra datasets -
 WORKSHOP = --extra broker --extra plots --group dev
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint types format bench chaos requirements clean
+.PHONY: help env demo test lint types format bench chaos sim requirements clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
@@ -38,6 +38,10 @@ bench: env ## the figures: a table and runs/bench/latest.json
 chaos: env ## kill everything at random moments; KILLS=50 SEED=0 ENGINE=scripted|vllm MINUTES=5
 	$(BIN)/python tests/chaos/run.py $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ENGINE),--engine $(ENGINE)) $(if $(MINUTES),--minutes $(MINUTES)) $(CHAOS_ARGS)
+
+sim: env ## the production code under simulated faults; SEEDS=20000 FIRST=0 PROFILE=default
+	$(BIN)/python tests/simulation/campaign.py $(or $(SEEDS),20000) --first $(or $(FIRST),0) \
+		--profile $(or $(PROFILE),default)
 
 requirements: ## pin again after a change of dependencies; needs uv
 	$(COMPILE) $(WORKSHOP) --extra cpu --output-file requirements/cpu.txt

@@ -1,7 +1,7 @@
 """Many simulated scenarios, each a function of its seed.
 
-    python tests/simulation/campaign.py 20000 [--first N] [--workers 2] [--profile NAME]
-    python tests/simulation/campaign.py show SEED [--profile NAME]
+python tests/simulation/campaign.py 20000 [--first N] [--workers 2] [--profile NAME]
+python tests/simulation/campaign.py show SEED [--profile NAME]
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from aiokafka import TopicPartition
@@ -38,12 +39,12 @@ class Adversary:
         self._later(self._world.plan.faults_until, self._calm)
         self._world.simulation.cluster.on_append.append(self._spring)
 
-    def _later(self, delay_s: float, action: object) -> None:
+    def _later(self, delay_s: float, action: Callable[[], object]) -> None:
         self._pending += 1
 
         def act() -> None:
             self._pending -= 1
-            action()  # pyright: ignore[reportCallIssue]
+            action()
 
         self._world.simulation.cluster.later(delay_s, act)
 
@@ -101,7 +102,7 @@ class Adversary:
             topic, fault = ambush
             if topic == record.topic and sender in self._world.present.values() and sender is not None:
                 self._ambushes.remove(ambush)
-                self._later(0.0, lambda: self._hit(sender, fault))
+                self._later(0.0, partial(self._hit, sender, fault))
                 return
 
     def _hit(self, victim: Process, fault: Fault) -> None:
@@ -162,7 +163,9 @@ class Adversary:
         if len(checkpoints) < 4:
             return
         for log in self._world.simulation.cluster.partitions(self._world.kafka.topic("trajectories")):
-            positions = [{int(p): o for p, o in c.state["positions"].items()}.get(log.partition, 0) for c in checkpoints]
+            positions = [
+                {int(p): o for p, o in c.state["positions"].items()}.get(log.partition, 0) for c in checkpoints
+            ]
             log.start = max(log.start, min(positions))
 
     def _emit_again(self, fault: Fault) -> None:

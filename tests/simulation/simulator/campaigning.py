@@ -8,11 +8,12 @@ import multiprocessing
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from simulator.plants import PLANTS
 from simulator.profiles import PROFILES
 from simulator.world import Outcome, run_seed
 
@@ -55,16 +56,42 @@ class Figures:
         )
 
 
+@dataclass(frozen=True)
+class Found:
+    """A planted bug that was found: the scenario shows it, and shows nothing without it."""
+
+    seed: int
+    violation: str
+    without_plant: str | None
+
+
+def search(name: str) -> Found | None:
+    """Look for a planted bug within its number of seeds."""
+    plant = PLANTS[name]
+    for seed in range(plant.within):
+        outcome = run_seed(seed, PROFILES[plant.profile], plant=plant.apply)
+        if outcome.violation is not None:
+            return Found(seed, outcome.violation, run_seed(seed, PROFILES[plant.profile]).violation)
+    return None
+
+
+@contextmanager
+def simulating_processes(workers: int = 2) -> Generator[ProcessPoolExecutor]:
+    """Operating system processes that do nothing but simulate."""
+    with _same_hashes(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _quiet) as pool:
+        yield pool
+
+
 def campaign(seeds: Sequence[int], profile: str = "default", *, workers: int = 2) -> Iterator[Outcome]:
     """Outcomes in order of their seeds."""
     chunks = [list(seeds[start : start + CHUNK]) for start in range(0, len(seeds), CHUNK)]
-    with _same_hashes(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _quiet) as pool:
+    with simulating_processes(workers) as pool:
         for outcomes in pool.map(_run, chunks, [profile] * len(chunks)):
             yield from outcomes
 
 
 @contextmanager
-def _same_hashes() -> Iterator[None]:
+def _same_hashes() -> Generator[None]:
     """Nothing should depend on the hashes of strings; if something does, it does so alike in every run."""
     former = os.environ.get("PYTHONHASHSEED")
     os.environ["PYTHONHASHSEED"] = "0"

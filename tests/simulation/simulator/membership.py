@@ -1,5 +1,8 @@
 """The client's side of a consumer group: joins, hears heartbeats' answers, calls the rebalance listener."""
 
+# pyright: reportUnknownMemberType=false
+# (aiokafka is annotated in part)
+
 from __future__ import annotations
 
 import asyncio

@@ -6,8 +6,8 @@ of scenarios that favours the situation it is about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from simulator import plants_in_journal as journal
@@ -21,12 +21,6 @@ class Plant:
     apply: Callable[[], AbstractContextManager[None]]
     profile: str = "default"
     within: int = 100
-
-
-@contextmanager
-def nothing() -> Iterator[None]:
-    """No bug."""
-    yield
 
 
 PLANTS: dict[str, Plant] = {
@@ -52,8 +46,8 @@ PLANTS: dict[str, Plant] = {
     "a clock that runs on during replay": Plant(roles.clock_during_replay, "clock", 600),
     "commit before done": Plant(roles.finished_at_once),
     "commit past running tasks": Plant(roles.commit_past_running),
-    "commit gate always open": Plant(roles.gate_always_open, "rebalances", 600),
-    "reading from another commit than replayed": Plant(roles.commit_of_the_consumer, "zombies", 3000),
+    "commits go back": Plant(roles.commits_go_back, "paying zombies", 3000),
+    "worked on before it is ready": Plant(roles.worked_on_before_ready, "storms", 1500),
     "letters not written": Plant(roles.letters_not_written, "default", 300),
     "unconfirmed sends taken as sent": Plant(roles.sends_not_repeated),
     "session named by the task": Plant(roles.session_named_by_task, "tools", 600),
@@ -66,5 +60,4 @@ PLANTS: dict[str, Plant] = {
     "every copy of a call is the first": Plant(roles.every_copy_is_first, "payments", 600),
     "checkpoint without closed groups": Plant(roles.checkpoint_without_closed, "trainer", 300),
     "checkpoint at the fetch position": Plant(roles.checkpoint_at_fetch, "trainer", 300),
-    "the last record wins at the trainer": Plant(roles.last_record_wins, "again", 600),
 }

@@ -1,18 +1,23 @@
 """Planted bugs in the journal and in what rollout workers do with it."""
-# pyright: reportPrivateUsage=false  -- a bug is planted inside of what it breaks
+# pyright: reportPrivateUsage=false, reportUnknownLambdaType=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportMissingParameterType=false
+# (a bug is planted inside of what it breaks, under whatever types that has)
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from simulator.stand_ins import replaced
 
 from rollstream.rollout_workers import task_in_hand
 from rollstream.rollout_workers.effects import AttemptIdentity, EffectLog, EffectSequence
-from rollstream.rollout_workers.task_in_hand import TaskInHand, read_task
+from rollstream.rollout_workers.task_in_hand import TaskInHand
+from rollstream.schemas.codec import EncodedRecord
+from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.journal import JournalRecord, TerminalRecord
 from rollstream.transport.journal.journal import held
 from rollstream.transport.journal.keeper import JournalKeeper
@@ -32,7 +37,7 @@ def _fold_own(journal: OwnedPartition, offset: int, record: JournalRecord) -> Ta
 
 
 @contextmanager
-def acknowledged_is_counted() -> Iterator[None]:
+def acknowledged_is_counted() -> Generator[None]:
     """The broker's word is enough: nothing is read back."""
 
     async def append(self: OwnedPartition, record: JournalRecord) -> TaskState:
@@ -45,7 +50,7 @@ def acknowledged_is_counted() -> Iterator[None]:
 
 
 @contextmanager
-def own_memory_first() -> Iterator[None]:
+def own_memory_first() -> Generator[None]:
     """What was generated here is used, whatever the journal holds."""
     run_effect = EffectLog._run
 
@@ -72,11 +77,11 @@ def own_memory_first() -> Iterator[None]:
         yield
 
 
-_background: set[asyncio.Future[object]] = set()
+_background: set[asyncio.Future[int]] = set()
 
 
 @contextmanager
-def journal_not_awaited() -> Iterator[None]:
+def journal_not_awaited() -> Generator[None]:
     """Records are on their way; that is enough."""
     append_record = OwnedPartition.append
 
@@ -95,7 +100,7 @@ def journal_not_awaited() -> Iterator[None]:
 
 
 @contextmanager
-def effects_not_awaited() -> Iterator[None]:
+def effects_not_awaited() -> Generator[None]:
     """Effects are journaled beside what follows from them; starts and ends are awaited."""
     append_record = OwnedPartition.append
 
@@ -111,7 +116,7 @@ def effects_not_awaited() -> Iterator[None]:
 
 
 @contextmanager
-def tool_results_not_journaled() -> Iterator[None]:
+def tool_results_not_journaled() -> Generator[None]:
     """Only generations are worth it."""
     perform_effect = EffectSequence.perform
 
@@ -126,14 +131,12 @@ def tool_results_not_journaled() -> Iterator[None]:
 
 async def _publish(task: TaskInHand, end: TerminalRecord) -> None:
     handler = task._handler
-    record = task_in_hand.EncodedRecord(end.value or b"", end.headers)
-    await handler.publisher.publish(
-        record, topic=handler.terminal_records.topic, key=end.key, partition=end.partition
-    )
+    record = EncodedRecord(end.value or b"", end.headers)
+    await handler.publisher.publish(record, topic=handler.terminal_records.topic, key=end.key, partition=end.partition)
 
 
 @contextmanager
-def end_not_journaled() -> Iterator[None]:
+def end_not_journaled() -> Generator[None]:
     """How a task ends is told, not written down."""
     append_record = TaskInHand._append
 
@@ -148,7 +151,7 @@ def end_not_journaled() -> Iterator[None]:
 
 
 @contextmanager
-def published_before_end() -> Iterator[None]:
+def published_before_end() -> Generator[None]:
     """The trajectory is out before the journal knows how the task ends."""
     append_record = TaskInHand._append
 
@@ -162,7 +165,7 @@ def published_before_end() -> Iterator[None]:
 
 
 @contextmanager
-def done_before_published() -> Iterator[None]:
+def done_before_published() -> Generator[None]:
     """`done` first, the trajectory then."""
     publish_end = TaskInHand._publish
 
@@ -175,7 +178,7 @@ def done_before_published() -> Iterator[None]:
 
 
 @contextmanager
-def look_then_act() -> Iterator[None]:
+def look_then_act() -> Generator[None]:
     """Something else may happen between the look into the journal and the beginning of the effect."""
     run_effect = EffectLog._run
 
@@ -188,7 +191,7 @@ def look_then_act() -> Iterator[None]:
 
 
 @contextmanager
-def replay_not_awaited() -> Iterator[None]:
+def replay_not_awaited() -> Generator[None]:
     """A partition is worked on while its journal is still being read."""
 
     async def replay(self: JournalKeeper, partition: int, start: int, end: int) -> None:
@@ -200,7 +203,7 @@ def replay_not_awaited() -> Iterator[None]:
 
 
 @contextmanager
-def replay_from_the_end() -> Iterator[None]:
+def replay_from_the_end() -> Generator[None]:
     """A new owner begins to read where the journal ends."""
     replay_partition = JournalKeeper.replay
 
@@ -212,7 +215,7 @@ def replay_from_the_end() -> Iterator[None]:
 
 
 @contextmanager
-def tail_at_the_end() -> Iterator[None]:
+def tail_at_the_end() -> Generator[None]:
     """When the assignment changes, every tail goes on at the end of its partition."""
     take_positions = JournalKeeper._take_positions
 
@@ -227,7 +230,7 @@ def tail_at_the_end() -> Iterator[None]:
 
 
 @contextmanager
-def floor_of_unfinished() -> Iterator[None]:
+def floor_of_unfinished() -> Generator[None]:
     """The floor looks at unfinished tasks only."""
 
     def floor(self: PartitionFold, committed: int) -> int:
@@ -239,14 +242,14 @@ def floor_of_unfinished() -> Iterator[None]:
 
 
 @contextmanager
-def floor_at_the_end() -> Iterator[None]:
+def floor_at_the_end() -> Generator[None]:
     """The floor is where reading has come to."""
-    with replaced(PartitionFold, "floor", lambda self, committed: self.position):  # pyright: ignore[reportUnknownLambdaType, reportUnknownMemberType]
+    with replaced(PartitionFold, "floor", lambda self, committed: self.position):
         yield
 
 
 @contextmanager
-def forgotten_too_early() -> Iterator[None]:
+def forgotten_too_early() -> Generator[None]:
     """The first unfinished task is forgotten with those before it."""
     forget = PartitionFold.forget_below
 
@@ -258,7 +261,7 @@ def forgotten_too_early() -> Iterator[None]:
 
 
 @contextmanager
-def failure_beats_result() -> Iterator[None]:
+def failure_beats_result() -> Generator[None]:
     """A failed attempt ends, even if another worker's effect has succeeded in its place."""
     refusal_of = TaskState.refusal
 
@@ -271,24 +274,21 @@ def failure_beats_result() -> Iterator[None]:
 
 
 @contextmanager
-def resumes_not_counted() -> Iterator[None]:
+def resumes_not_counted() -> Generator[None]:
     """Only fresh attempts count, not how often they were gone on with."""
     with replaced(TaskState, "unclean", property(lambda self: 0)):
         yield
 
 
 @contextmanager
-def start_after_body() -> Iterator[None]:
+def start_after_body() -> Generator[None]:
     """A look at the body first, then the start is journaled."""
     begin = TaskInHand._started
 
     def started(self: TaskInHand, attempt: int) -> Any:
-        try:
+        with suppress(InvalidMessageError):
             task_in_hand.read_task(self._record, self._id)
-        except task_in_hand.InvalidMessageError:
-            pass
         return begin(self, attempt)
 
-    assert read_task is not None
     with replaced(TaskInHand, "_started", started):
         yield

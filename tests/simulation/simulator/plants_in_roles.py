@@ -1,10 +1,12 @@
 """Planted bugs in workers, tools, transport and trainer."""
-# pyright: reportPrivateUsage=false  -- a bug is planted inside of what it breaks
+# pyright: reportPrivateUsage=false, reportUnknownLambdaType=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportMissingParameterType=false
+# (a bug is planted inside of what it breaks, under whatever types that has)
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -14,16 +16,15 @@ from aiokafka.errors import KafkaError
 from simulator.stand_ins import replaced
 
 from rollstream.rollout_workers import episode as episodes
-from rollstream.rollout_workers import tool_calling
+from rollstream.rollout_workers.episode_limits import EpisodeCut
 from rollstream.rollout_workers.service import RolloutWorker
 from rollstream.rollout_workers.suspects import SuspectGate
 from rollstream.rollout_workers.tool_calling import Observation, ToolCalls, ToolSession
-from rollstream.schemas.errors import TransientError
+from rollstream.schemas.errors import SessionLostError, TransientError
 from rollstream.schemas.tools import ToolCall
 from rollstream.tool_workers.call_handling import CallHandler
 from rollstream.tool_workers.sessions import Run, Session, SessionLedger
 from rollstream.trainers.batch_forming import BatchFormer
-from rollstream.trainers.groups import ArrivingGroup, GroupAssembler
 from rollstream.trainers.stream_state import StreamState
 from rollstream.transport.dead_letters import DeadLetterOffice
 from rollstream.transport.intake import GroupIntake
@@ -33,12 +34,12 @@ from rollstream.transport.tool_client import ToolClient
 
 
 @contextmanager
-def suspects_together() -> Iterator[None]:
+def suspects_together() -> Generator[None]:
     """Suspects run beside one another."""
     passed = SuspectGate.passed
 
     @asynccontextmanager
-    async def pass_all(self: SuspectGate, *, is_suspect: bool) -> Any:
+    async def pass_all(self: SuspectGate, *, is_suspect: bool) -> AsyncGenerator[Callable[[], None]]:
         async with passed(self, is_suspect=False) as clear:
             yield clear
 
@@ -47,14 +48,14 @@ def suspects_together() -> Iterator[None]:
 
 
 @contextmanager
-def clock_during_replay() -> Iterator[None]:
+def clock_during_replay() -> Generator[None]:
     """The wall clock of an episode begins anew in each worker and cuts wherever it has come to."""
     generate, answer = episodes.Episode.generate, episodes.Episode.call_tools
 
     def check(self: Any) -> None:
         started = vars(self).setdefault("_planted_start", self._services.monotonic())
         if self._services.monotonic() - started > self.task.limits.wall_clock_s * 0.2:
-            raise episodes.EpisodeCut("wall_clock")
+            raise EpisodeCut("wall_clock")
 
     async def generate_by_clock(self: Any) -> Any:
         check(self)
@@ -64,12 +65,15 @@ def clock_during_replay() -> Iterator[None]:
         check(self)
         return await answer(self, requests)
 
-    with replaced(episodes.Episode, "generate", generate_by_clock), replaced(episodes.Episode, "call_tools", answer_by_clock):
+    with (
+        replaced(episodes.Episode, "generate", generate_by_clock),
+        replaced(episodes.Episode, "call_tools", answer_by_clock),
+    ):
         yield
 
 
 @contextmanager
-def finished_at_once() -> Iterator[None]:
+def finished_at_once() -> Generator[None]:
     """A record is finished when it is begun."""
     handle = RolloutWorker._handle
 
@@ -82,41 +86,50 @@ def finished_at_once() -> Iterator[None]:
 
 
 @contextmanager
-def commit_past_running() -> Iterator[None]:
+def commit_past_running() -> Generator[None]:
     """What was read last is committed."""
     with replaced(OffsetTracker, "committable", property(lambda self: self.next_offset)):
         yield
 
 
 @contextmanager
-def gate_always_open() -> Iterator[None]:
-    """Commits leave while the group settles, and without a last one before it."""
+def commits_go_back() -> Generator[None]:
+    """Nobody asks what the group has committed."""
 
-    async def revoked(self: GroupIntake) -> None:
-        return None
+    commit = GroupIntake._commit
 
-    with replaced(GroupIntake, "revoked", revoked):
+    async def commit_blindly(self: GroupIntake) -> None:
+        consumer: Any = self._started
+        known = dict(self._committed)
+
+        async def committed(partition: TopicPartition) -> int:
+            return known.get(partition, -1)
+
+        with _shadowed(consumer, "committed", committed):
+            await commit(self)
+
+    with replaced(GroupIntake, "_commit", commit_blindly):
         yield
 
 
 @contextmanager
-def commit_of_the_consumer() -> Iterator[None]:
-    """Reading begins at the commit the consumer finds, not at the one whose journal was read."""
-    with replaced(OffsetTracker, "begin", _begin_anywhere):
+def _shadowed(target: object, name: str, value: object) -> Generator[None]:
+    vars(target)[name] = value
+    try:
         yield
-
-
-def _begin_anywhere(self: OffsetTracker, offset: int) -> bool:
-    if self._next_offset is not None and offset < self._next_offset:
-        return False
-    self._next_offset = offset + 1
-    self._unfinished.add(offset)
-    heapq.heappush(self._lowest_first, offset)
-    return True
+    finally:
+        del vars(target)[name]
 
 
 @contextmanager
-def letters_not_written() -> Iterator[None]:
+def worked_on_before_ready() -> Generator[None]:
+    """A fetch that outlived a partition's leaving and coming back is handed out."""
+    with replaced(GroupIntake, "_is_due", lambda self, partition, records: True):
+        yield
+
+
+@contextmanager
+def letters_not_written() -> Generator[None]:
     """What cannot be read is passed over."""
 
     async def bury(self: DeadLetterOffice, record: Any, error: Any, **_: Any) -> RecordPlace:
@@ -127,7 +140,7 @@ def letters_not_written() -> Iterator[None]:
 
 
 @contextmanager
-def sends_not_repeated() -> Iterator[None]:
+def sends_not_repeated() -> Generator[None]:
     """A send that fails is taken as one that has arrived."""
 
     async def send(self: Publisher, sending: Any, record: Any) -> RecordPlace:
@@ -145,7 +158,7 @@ def sends_not_repeated() -> Iterator[None]:
 
 
 @contextmanager
-def session_named_by_task() -> Iterator[None]:
+def session_named_by_task() -> Generator[None]:
     """All attempts of a task share a session."""
     prepare = ToolCalls.__init__
 
@@ -157,7 +170,7 @@ def session_named_by_task() -> Iterator[None]:
 
 
 @contextmanager
-def sequence_instead_of_token() -> Iterator[None]:
+def sequence_instead_of_token() -> Generator[None]:
     """A call is taken if it is of the present turn or the next, and nobody asks which sandbox has answered."""
 
     def takes(self: SessionLedger, session: Session, call: ToolCall) -> bool:
@@ -171,7 +184,7 @@ def sequence_instead_of_token() -> Iterator[None]:
 
 
 @contextmanager
-def no_session_check() -> Iterator[None]:
+def no_session_check() -> Generator[None]:
     """A session that is not known is begun, one that is known takes everything; nobody asks which has answered."""
     admit = SessionLedger.admit
 
@@ -188,14 +201,14 @@ def no_session_check() -> Iterator[None]:
 
 
 @contextmanager
-def any_sandbox() -> Iterator[None]:
+def any_sandbox() -> Generator[None]:
     """Nobody asks which sandbox has answered."""
     with replaced(ToolSession, "check", lambda self, answers: None):
         yield
 
 
 @contextmanager
-def no_stored_results() -> Iterator[None]:
+def no_stored_results() -> Generator[None]:
     """A call that is sent again runs again."""
     known = SessionLedger._known
 
@@ -210,14 +223,14 @@ def no_stored_results() -> Iterator[None]:
 
 
 @contextmanager
-def timeout_becomes_data() -> Iterator[None]:
+def timeout_becomes_data() -> Generator[None]:
     """A call that is not answered is answered by ourselves."""
     run_one = ToolCalls._run_one
 
     async def answer(self: ToolCalls, *arguments: Any, **more: Any) -> Observation:
         try:
             return await run_one(self, *arguments, **more)
-        except tool_calling.SessionLostError:
+        except SessionLostError:
             raise
         except TransientError as error:
             return Observation(status="error", content=f"Error: {error}")
@@ -227,7 +240,7 @@ def timeout_becomes_data() -> Iterator[None]:
 
 
 @contextmanager
-def payment_not_committed_first() -> Iterator[None]:
+def payment_not_committed_first() -> Generator[None]:
     """Calls that must not run twice run before their record is committed."""
     handle: Callable[..., Any] = CallHandler.handle
 
@@ -242,7 +255,7 @@ def payment_not_committed_first() -> Iterator[None]:
 
 
 @contextmanager
-def every_copy_is_first() -> Iterator[None]:
+def every_copy_is_first() -> Generator[None]:
     """Copies of a call that may have run are marked as the first too."""
     send: Callable[..., Any] = ToolClient._send
 
@@ -254,41 +267,21 @@ def every_copy_is_first() -> Iterator[None]:
 
 
 @contextmanager
-def _changed_state(change: Callable[[BatchFormer, StreamState], StreamState]) -> Iterator[None]:
+def _changed_state(change: Callable[[BatchFormer, StreamState], StreamState]) -> Generator[None]:
     state_of = BatchFormer.state
     with replaced(BatchFormer, "state", lambda self, *args, **more: change(self, state_of(self, *args, **more))):
         yield
 
 
 @contextmanager
-def checkpoint_without_closed() -> Iterator[None]:
+def checkpoint_without_closed() -> Generator[None]:
     """A checkpoint does not know which groups are closed."""
     with _changed_state(lambda _, state: msgspec.structs.replace(state, closed={})):
         yield
 
 
 @contextmanager
-def checkpoint_at_fetch() -> Iterator[None]:
+def checkpoint_at_fetch() -> Generator[None]:
     """A checkpoint goes on where reading had come to."""
     with _changed_state(lambda former, state: msgspec.structs.replace(state, positions=dict(former.read_to))):
         yield
-
-
-@contextmanager
-def last_record_wins() -> Iterator[None]:
-    """A later record of a trajectory replaces the first."""
-    add: Callable[..., Any] = GroupAssembler.add
-
-    def add_last(self: GroupAssembler, trajectory: Any, *arguments: Any, **more: Any) -> Any:
-        arrival = add(self, trajectory, *arguments, **more)
-        for group in [*self.open(), *self.ready()]:
-            _replace_member(group, trajectory)
-        return arrival
-
-    with replaced(GroupAssembler, "add", add_last):
-        yield
-
-
-def _replace_member(group: ArrivingGroup, trajectory: Any) -> None:
-    if group.group_id == trajectory.group_id and trajectory.member_index in group.members:
-        group.members[trajectory.member_index] = trajectory

@@ -9,6 +9,9 @@ PROFILES: dict[str, Profile] = {
     "zombies": Profile(
         kinds=("freeze", "replace", "replace", "replace", "twin", "expel", "kill"), workers=(2, 3), poison=None
     ),
+    "paying zombies": Profile(
+        kinds=("freeze", "replace", "replace", "twin", "expel"), max_faults=16, pays=True, poison=None, is_static=True
+    ),
     "tools": Profile(
         kinds=("kill", "freeze", "replace", "expel", "stray_call", "drain"), tool_workers=(2,), poison=None, storm=True
     ),
@@ -36,6 +39,15 @@ PROFILES: dict[str, Profile] = {
         wavers=False,
         engine_failures=True,
         engine_failure=0.3,
+    ),
+    "storms": Profile(
+        kinds=("expel", "expel", "expel", "emit_again"),
+        min_faults=25,
+        max_faults=40,
+        poison=None,
+        workers=(2,),
+        tool_workers=(1,),
+        is_static=False,
     ),
     "payments": Profile(pays=True, poison=None, storm=True, tool_workers=(2,)),
 }

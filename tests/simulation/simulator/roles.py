@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -157,7 +157,7 @@ class Roles:
         memory.final_history = history
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self) -> Generator[None]:
         """Production code builds its engine, tools and sandboxes from the simulation while the block lasts."""
 
         async def build_engine(*_: object) -> ScriptedModel:
@@ -173,22 +173,26 @@ class Roles:
                 self.around.take_poison(id_)
             return decode_task(record, id_)
 
-        make_episode = attempts.Episode
+        make_episode = Episode
 
         def episode(task: RolloutTask, *arguments: Any) -> Episode:
             if self._poison(task.trajectory_id) == "render":
                 self.around.take_poison(task.trajectory_id)
             return make_episode(task, *arguments)
 
+        def tools(_: object) -> ToolRegistry:
+            return self.tools
+
+        seams: list[tuple[object, str, object]] = [
+            *PACES,
+            (rollout_service, "build_engine", build_engine),
+            (attempts, "Episode", episode),
+            (task_in_hand, "read_task", read_task),
+            (tool_service, "load_tools", tools),
+            (tool_service, "start_sandboxes", start_sandboxes),
+        ]
         with ExitStack() as stack:
-            for owner, name, value in (
-                *PACES,
-                (rollout_service, "build_engine", build_engine),
-                (attempts, "Episode", episode),
-                (task_in_hand, "read_task", read_task),
-                (tool_service, "load_tools", lambda _: self.tools),
-                (tool_service, "start_sandboxes", start_sandboxes),
-            ):
+            for owner, name, value in seams:
                 stack.enter_context(replaced(owner, name, value))
             yield
 

@@ -60,19 +60,32 @@ class Fault:
     """How long a freeze lasts, or how long a dead process is away."""
 
 
+_SHARES: dict[FaultKind, int] = {
+    "strike_writer": 12,
+    "kill": 7,
+    "freeze": 5,
+    "replace": 4,
+    "expel": 2,
+    "drain": 2,
+    "trainer": 2,
+    "stray_call": 2,
+    "kill_all": 1,
+    "twin": 1,
+    "retention": 1,
+    "producer": 1,
+    "emit_again": 1,
+    "rubbish": 1,
+    "stray_record": 1,
+    "scale": 1,
+}
+ANY_FAULT: tuple[FaultKind, ...] = tuple(kind for kind, share in _SHARES.items() for _ in range(share))
+
+
 @dataclass(frozen=True)
 class Profile:
     """A family of scenarios. Rare situations are searched for in families that favour them."""
 
-    kinds: tuple[FaultKind, ...] = (
-        ("kill",) * 7
-        + ("freeze",) * 5
-        + ("replace",) * 4
-        + ("expel",) * 2
-        + ("drain", "drain", "kill_all", "twin", "trainer", "trainer", "retention", "producer", "emit_again")
-        + ("rubbish", "stray_call", "stray_call", "stray_record", "scale")
-        + ("strike_writer",) * 12
-    )
+    kinds: tuple[FaultKind, ...] = ANY_FAULT
     min_faults: int = 3
     max_faults: int = 12
     storm: bool | None = None
@@ -141,7 +154,12 @@ def scenario(seed: int, profile: Profile | None = None) -> Scenario:
     until = 0.0 if only_poison else rng.choice((3.0, 6.0, 12.0))
     number = 0 if only_poison else rng.randint(family.min_faults, family.max_faults)
     faults = [
-        Fault(0.3 + rng.random() * until, rng.choice(family.kinds), rng.random(), rng.choice((0.2, 1, 4, 8)) * (0.5 + rng.random()))
+        Fault(
+            0.3 + rng.random() * until,
+            rng.choice(family.kinds),
+            rng.random(),
+            rng.choice((0.2, 1, 4, 8)) * (0.5 + rng.random()),
+        )
         for _ in range(number)
     ]
     return Scenario(
@@ -157,7 +175,9 @@ def scenario(seed: int, profile: Profile | None = None) -> Scenario:
         slots=rng.choice((1, 2, 4)),
         is_static=_sometimes(family.is_static, rng, 0.5),
         wall_clock_s=rng.choice((3.0, 6.0, 10.0)) if _sometimes(family.short_clock, rng, 0.2) else 600.0,
-        engine_failure=family.engine_failure if not only_poison and _sometimes(family.engine_failures, rng, 0.2) else 0.0,
+        engine_failure=family.engine_failure
+        if not only_poison and _sometimes(family.engine_failures, rng, 0.2)
+        else 0.0,
         group_deadline_s=_group_deadline_s(tasks, family, rng),
         groups_per_batch=rng.choice((1, 1, 2)),
         pipeline_depth=rng.choice((0, 1, 4)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -34,7 +34,7 @@ class Simulation:
         self._ended: str | None = None
 
     @contextmanager
-    def running(self) -> Iterator[Simulation]:
+    def running(self) -> Generator[Simulation]:
         """Production code sees this world while the block lasts."""
         seams = [
             (clients, "AIOKafkaProducer", _bound(SimulatedProducer, self.cluster)),

@@ -11,7 +11,7 @@ import random
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FunctionType
 from typing import Any
@@ -21,7 +21,7 @@ _CLOCKS = (time.time, time.monotonic)
 
 
 @contextmanager
-def replaced(owner: object, name: str, value: object) -> Iterator[None]:
+def replaced(owner: object, name: str, value: object) -> Generator[None]:
     """An attribute with another value for a while."""
     former = inspect.getattr_static(owner, name)
     setattr(owner, name, value)
@@ -32,7 +32,7 @@ def replaced(owner: object, name: str, value: object) -> Iterator[None]:
 
 
 @contextmanager
-def simulated_clocks_and_names(now: Callable[[], float], rng: random.Random) -> Iterator[None]:
+def simulated_clocks_and_names(now: Callable[[], float], rng: random.Random) -> Generator[None]:
     """``time.time``, ``time.monotonic`` and ``uuid.uuid4`` of the simulation, also where they are defaults."""
 
     def wall_clock() -> float:
@@ -80,7 +80,7 @@ def _functions_of(namespace: Mapping[str, object], module: str) -> Iterator[Func
 
 
 @contextmanager
-def _other_default(function: FunctionType, name: str, value: object) -> Iterator[None]:
+def _other_default(function: FunctionType, name: str, value: object) -> Generator[None]:
     positional, keyword = function.__defaults__, function.__kwdefaults__
     if keyword and name in keyword:
         function.__kwdefaults__ = {**keyword, name: value}

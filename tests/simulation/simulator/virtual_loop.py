@@ -16,9 +16,9 @@ import sys
 import warnings
 from asyncio import events
 from bisect import insort
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from simulator.processes import OWNER, Owner, Process, ReadyEntry
 
@@ -174,8 +174,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 insort(self._ready_entries, (task, arrival, handle, process))
 
     def _owner(self, handle: asyncio.Handle) -> Owner:
-        context: contextvars.Context = handle._context  # pyright: ignore[reportAttributeAccessIssue]  -- as asyncio
-        return context.get(OWNER) or self._world
+        context = cast("contextvars.Context", handle._context)  # pyright: ignore[reportAttributeAccessIssue]  -- as asyncio
+        owner = context.get(OWNER)
+        return self._world if owner is None else owner
 
     def _make_task(
         self,
@@ -195,10 +196,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Cancelled timers are passed over when their time comes."""
 
 
-def _unwind(work: object) -> None:
+def _unwind(work: Any) -> None:
     for _ in range(20):
         try:
-            work.close()  # pyright: ignore[reportAttributeAccessIssue]  -- coroutines and generators have it
+            work.close()
         except RuntimeError:
             continue  # it awaits while it is being closed
         except BaseException:
@@ -207,7 +208,7 @@ def _unwind(work: object) -> None:
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
+def hushed() -> Generator[None]:
     """Around a simulation and everything that refers to it: what is left of it goes silently at the end."""
     with _silence():
         try:
@@ -217,7 +218,7 @@ def hushed() -> Iterator[None]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def _silence() -> Generator[None]:
     """Work that is unwound begins to wait again in its ``finally`` clauses; Python would complain of each."""
     hooks, hook = sys.get_asyncgen_hooks(), sys.unraisablehook
     sys.set_asyncgen_hooks(firstiter=None, finalizer=_leave_alone)

@@ -108,7 +108,10 @@ class Witness:
             return
         self.resampled += 1
         is_owner = self._owner(partition) is process
-        if is_owner and self._cluster.read_position(process, TopicPartition(self._journal_topic, partition)) > journaled_at:
+        if (
+            is_owner
+            and self._cluster.read_position(process, TopicPartition(self._journal_topic, partition)) > journaled_at
+        ):
             self._report(f"I4: journaled effect {sample.path} of {sample.trajectory_id} is sampled again by its owner")
 
     def trained(self, history: list[str], batch: list[Trajectory]) -> None:
@@ -150,9 +153,9 @@ class Witness:
         self._journals[record.partition].append(decoded)
         counts = self._oracles[record.partition].tell(record.offset, decoded)
         plan = self._plan.tasks.get(decoded.trajectory_id)
-        if counts and decoded.kind == "attempt_end" and plan is not None and not plan.wavers:
-            if b"Nondeterministic" in decoded.payload and not self.is_emitted_twice(decoded.trajectory_id):
-                raise Violation(f"I8: a deterministic agent was found nondeterministic: {decoded.trajectory_id}")
+        is_steady = plan is not None and not plan.wavers and not self.is_emitted_twice(decoded.trajectory_id)
+        if counts and is_steady and decoded.kind == "attempt_end" and b"Nondeterministic" in decoded.payload:
+            raise Violation(f"I8: a deterministic agent was found nondeterministic: {decoded.trajectory_id}")
 
     def _see_trajectory(self, record: Record) -> None:
         trajectory = decode_record(record, Trajectory)
@@ -253,8 +256,9 @@ class Witness:
         answers = [json.loads(found) for record in held for found in _ANSWER.findall(_answers_text(record))]
         wanted = sorted((answer["sample"], answer["call"]) for answer in answers)
         for number in {answer["sandbox"] for answer in answers} - {None}:
-            if sorted(self._around.sandboxes[number].ran) != wanted:
-                raise Violation(f"I3: sandbox {number} of {id_} ran {self._around.sandboxes[number].ran}, not {wanted}")
+            ran = self._around.sandboxes[int(number)].ran
+            if sorted(ran) != wanted:
+                raise Violation(f"I3: sandbox {number} of {id_} ran {ran}, not {wanted}")
 
     def _check_ending(self, id_: str, trajectory: Trajectory) -> None:
         """I9."""
@@ -288,9 +292,18 @@ def _decoded(ids: list[int]) -> str:
 
 
 def _answers_text(record: JournalRecord) -> str:
-    payload = msgspec.msgpack.decode(record.payload)
-    observations = payload.get("observations", ()) if isinstance(payload, dict) else payload[0]
-    return "".join(str(observation["content"]) for observation in observations)
+    payload = msgspec.msgpack.decode(record.payload, type=_Answers)
+    return "".join(answer.content for answer in payload.observations)
+
+
+class _Answer(msgspec.Struct):
+    content: str
+
+
+class _Answers(msgspec.Struct):
+    """What is of interest of an effect: nothing of a generation."""
+
+    observations: tuple[_Answer, ...] = ()
 
 
 def _text(trajectory: Trajectory) -> str:

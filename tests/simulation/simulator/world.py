@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import cast
 
 from simulator.adversary import Adversary
 from simulator.model_and_tools import Surroundings, prepare_agent, tools_of
@@ -19,7 +20,7 @@ from simulator.simulation import Simulation
 from simulator.virtual_loop import StuckError, hushed
 from simulator.witness import Witness
 
-from rollstream.schemas.errors import EngineDeadError, SettingsError, TransientError
+from rollstream.schemas.errors import EngineDeadError, SettingsError, TransientError, single_errors
 
 REST_S = 400.0
 """Virtual seconds after the last fault within which everything must be done."""
@@ -162,7 +163,7 @@ class World:
 
     def _exited(self, process: Process, failure: BaseException | None) -> None:
         """A process has ended by itself."""
-        errors = list(_leaves(failure)) if failure is not None else []
+        errors = _single(failure)
         role = process.name.split("-")[0]
         for error in errors:
             is_twin = isinstance(error, SettingsError) and "another process seems to use" in str(error)
@@ -235,7 +236,7 @@ def _run(plan: Scenario, trace: Callable[[str], None] | None) -> Outcome:
     return world.run()
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for each in error.exceptions for leaf in _leaves(each)]
-    return [error]
+def _single(failure: BaseException | None) -> list[BaseException]:
+    if isinstance(failure, BaseExceptionGroup):
+        return list(single_errors(cast("BaseExceptionGroup[BaseException]", failure)))
+    return [] if failure is None else [failure]
