@@ -24,6 +24,8 @@ class Report:
         generations_repeated_max: most generations of one episode begun again each time it changed hands.
         generations_repeated: all of them: also those of episodes that were moved, as workers came and went.
         generations_repeated_mean: begun again, per episode that ran on a worker when that died.
+        generations_repeated_blindly: by a worker that had been frozen or cut off and could not know yet that others had
+            gone on; at most one per episode each time.
         generations_repeated_unfair: begun again though they were not the one that was running, or nothing was hurt.
         takeover_s_*: from a worker's death to the next sign of life of its episodes; ``clean``: nothing else was hurt
             meanwhile.
@@ -62,6 +64,7 @@ class Report:
     generations_repeated: int
     generations_repeated_max: int
     generations_repeated_mean: float
+    generations_repeated_blindly: int
     generations_repeated_unfair: int
     session_timeout_s: float
     takeover_s_p50: float | None

@@ -38,6 +38,7 @@ def report_table(report: Report) -> Group:
     table.add_row("episodes hit / by a death", f"{report.episodes_hit} / {report.episodes_killed}", "")
     table.add_row("repeated per change of hands, most", str(report.generations_repeated_max), "<= 1")
     table.add_row("repeated per episode killed, mean", str(report.generations_repeated_mean), "<= 1")
+    table.add_row("by a woken worker that could not know", str(report.generations_repeated_blindly), "<= 1 per freeze")
     _promise(table, "repeated though finished or undisturbed", report.generations_repeated_unfair)
     table.add_section()
     bar = f"<= {report.session_timeout_s + TAKEOVER_GRACE_S:g} s"

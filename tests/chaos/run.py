@@ -17,9 +17,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 from evidence import Evidence
 from fault_plan import Cluster as Shape
 from fault_plan import Kind, plan_faults
@@ -53,6 +54,9 @@ SHAPES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, report; the exit code says whether every promise was kept."""
     options = _parse(arguments)
+    if options.judge is not None:
+        evidence = msgspec.json.decode(options.judge.read_bytes(), type=Evidence)
+        return _reported(options, _judged(options, evidence))
     logging.basicConfig(level=logging.CRITICAL)  # the broker is away on purpose
     marker = f"chaos-{secrets.token_hex(6)}"
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -65,11 +69,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sweep(marker, folder)
         _keep_logs(folder, options.output.parent)
         shutil.rmtree(folder, ignore_errors=True)
+    code = _reported(options, report)
+    (options.output.parent / "evidence.json").write_bytes(msgspec.json.encode(evidence))
+    return code
+
+
+def _reported(options: argparse.Namespace, report: Report) -> int:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-    (options.output.parent / "evidence.json").write_text(json.dumps(asdict(evidence)))
     Console().print(report_table(report))
     return 1 if report.broken else 0
+
+
+def _judged(options: argparse.Namespace, evidence: Evidence) -> Report:
+    session_timeout_s = SHAPES[options.engine].session_timeout_s
+    return judge(evidence, seed=options.seed, engine=options.engine, session_timeout_s=session_timeout_s)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -80,6 +94,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="time the faults are spread over")
     parser.add_argument("--workers", type=int, default=0, help="rollout workers at rest; default: as suits the engine")
     parser.add_argument("--output", type=Path, default=FOLDER / "latest.json")
+    parser.add_argument("--judge", type=Path, help="judge the evidence of a former run again; nothing is run")
     parser.add_argument("--quick", action="store_true", help="short phases before and after: the rates mean little")
     parser.add_argument("--without-journal", action="store_true", help="the control: promises break")
     parser.add_argument("--plain", action="store_true", help="lines instead of a live view")
@@ -114,8 +129,7 @@ async def _run(options: argparse.Namespace, folder: Path, marker: str) -> tuple[
     with LiveView(plan, is_plain=options.plain or not sys.stderr.isatty()) as view:
         evidence = await Stage(shape, workload, timing, folder, environment, options.seed).play(plan, view)
         view.say("weighing the evidence")
-    report = judge(evidence, seed=options.seed, engine=options.engine, session_timeout_s=shape.session_timeout_s)
-    return report, evidence
+    return _judged(options, evidence), evidence
 
 
 def _model() -> str:

@@ -11,6 +11,10 @@ from evidence import Begun, Injury
 
 HARMLESS = frozenset({"slow_link"})
 """After these a worker goes on by itself, and nobody else has to."""
+BLINDING = frozenset(
+    {"freeze", "freeze_long", "zombie", "twin", "cut_reset", "cut_black_hole", "cut_answers", "slow_link"}
+)
+"""After these a worker goes on for a moment with what it knew before."""
 REORDERING_S = 0.05
 """Clocks of two processes, and a line written just before its process died."""
 
@@ -37,13 +41,16 @@ class Repetition:
 
     Attributes:
         in_a_row: how many of the episode were begun again since it last changed hands, this one included.
-        is_fair: it was the one that was running, and its process was hurt or another one has taken the episode over.
+        is_fair: it was the one that was running, and its process was hurt or another one has taken the episode over; or
+            ``is_blind``.
+        is_blind: its process was frozen or cut off before and has begun nothing of the episode since.
     """
 
     trajectory_id: str
     generation: Begun
     in_a_row: int
     is_fair: bool
+    is_blind: bool
 
 
 def find_takeovers(
@@ -103,33 +110,48 @@ def _takeover(episode: str, injury: Injury, went_on_at: float, disturbances: Seq
     )
 
 
-def find_repetitions(begun: Iterable[Begun], moments: Sequence[float]) -> list[Repetition]:
+def find_repetitions(
+    begun: Iterable[Begun], moments: Sequence[float], blinded: Iterable[Injury] = ()
+) -> list[Repetition]:
     """Every generation that was begun again.
 
     Args:
         begun: all generations.
         moments: ascending; when a partition may have left a process and come back: something was hurt or healed.
+        blinded: injuries after which a process may not know for a moment what others have done meanwhile.
     """
+    since: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for injury in blinded:
+        since[injury.worker, injury.pid].append(injury.at)
     return [
-        repetition for generations in by_episode(begun).values() for repetition in _repetitions(generations, moments)
+        repetition
+        for generations in by_episode(begun).values()
+        for repetition in _repetitions(generations, moments, since)
     ]
 
 
-def _repetitions(generations: Sequence[Begun], moments: Sequence[float]) -> list[Repetition]:
+def _repetitions(
+    generations: Sequence[Begun], moments: Sequence[float], blinded: Mapping[tuple[str, int], Sequence[float]]
+) -> list[Repetition]:
     found: list[Repetition] = []
     seen: dict[tuple[int, str], Begun] = {}
     newest: dict[tuple[int, str], str] = {}
+    last_of: dict[tuple[str, int], float] = {}
     in_a_row = 0
     for generation in generations:
+        process = generation.process
         key, lane = (generation.attempt, generation.path), (generation.attempt, lane_of(generation.path))
         last = seen.get(key)
         if last is not None:
-            changed_hands = last.process != generation.process or _any_between(moments, last.at, generation.at)
-            is_fair = changed_hands and newest[lane] == generation.path
+            changed_hands = last.process != process or _any_between(moments, last.at, generation.at)
+            own_last = last_of.get(process, 0.0)
+            is_blind = any(own_last <= at <= generation.at for at in blinded.get(process, ()))
+            is_fair = is_blind or (changed_hands and newest[lane] == generation.path)
             in_a_row = 1 if is_fair else in_a_row + 1
-            found.append(Repetition(generation.trajectory_id, generation, in_a_row, is_fair))
+            found.append(Repetition(generation.trajectory_id, generation, in_a_row, is_fair, is_blind))
         seen[key] = generation
         newest[lane] = generation.path
+        last_of[process] = generation.at
     return found
 
 

@@ -151,6 +151,19 @@ def test_every_change_of_hands_may_repeat_the_running_generation() -> None:
     assert (report.generations_repeated, report.generations_repeated_max) == (2, 1)
 
 
+def woken(at: float) -> Injury:
+    return Injury("rollout-worker", "zombie", "A", ord("A"), at, at + 1)
+
+
+def test_a_woken_worker_may_repeat_one_finished_generation_blindly() -> None:
+    e = healthy()
+    finished = [*e.begun, begun("0/0", "4", "B", 16.0), begun("0/0", "2", "A", 16.5)]
+    report = verdict(replace(e, begun=finished, injuries=[woken(11.8)]))
+    assert (report.broken, report.generations_repeated_blindly) == ([], 1)
+    second = [*finished, begun("0/0", "4", "A", 16.7)]
+    assert verdict(replace(e, begun=second, injuries=[woken(11.8)])).generations_repeated_unfair == 1
+
+
 def test_a_new_attempt_repeats_nothing() -> None:
     e = healthy()
     assert verdict(replace(e, begun=[*e.begun, begun("0/0", "0", "B", 16.0, attempt=2)])).broken == []

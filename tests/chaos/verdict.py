@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from evidence import Evidence, Injury, TrajectorySeen
 from rates import quantile, rate, recovery_s
 from report import Report
-from takeovers import HARMLESS, find_repetitions, find_takeovers, repeated_after
+from takeovers import BLINDING, HARMLESS, find_repetitions, find_takeovers, repeated_after
 
 TAKEOVER_GRACE_S = 3.0
 """Allowed for a takeover beyond the session time-out."""
@@ -71,6 +71,7 @@ def judge(evidence: Evidence, *, seed: int, engine: str, session_timeout_s: floa
         generations_repeated=cost.repeated,
         generations_repeated_max=cost.repeated_max,
         generations_repeated_mean=round(cost.repeated_after_deaths / max(1, cost.episodes_killed), 3),
+        generations_repeated_blindly=cost.repeated_blindly,
         generations_repeated_unfair=len(cost.unfair),
         session_timeout_s=session_timeout_s,
         takeover_s_p50=quantile(cost.takeovers, 0.5),
@@ -158,6 +159,7 @@ class _Cost:
     repeated: int
     repeated_after_deaths: int
     repeated_max: int
+    repeated_blindly: int
     unfair: list[str]
     takeovers: list[float]
     clean_takeovers: list[float]
@@ -171,7 +173,11 @@ class _Cost:
         takeovers = find_takeovers(
             evidence.begun, published, evidence.signs, injuries, [i for i in evidence.injuries if i.role in WORKING]
         )
-        repetitions = find_repetitions(evidence.begun, _moments(evidence.injuries, session_timeout_s))
+        repetitions = find_repetitions(
+            evidence.begun,
+            _moments(evidence.injuries, session_timeout_s),
+            [injury for injury in evidence.injuries if injury.kind in BLINDING],
+        )
         deaths = [t for t in takeovers if t.injury.kind in DEATHS]
         return cls(
             episodes_hit=len(takeovers),
@@ -183,6 +189,7 @@ class _Cost:
                 if takeover.injury.kind in DEATHS
             ),
             repeated_max=max((each.in_a_row for each in repetitions), default=0),
+            repeated_blindly=sum(each.is_blind for each in repetitions),
             unfair=[
                 f"{each.trajectory_id}: {each.generation.path!r} of attempt {each.generation.attempt} on "
                 f"{each.generation.worker} at {each.generation.at:.3f}"
