@@ -145,8 +145,9 @@ def _repetitions(
         if last is not None:
             changed_hands = last.process != process or _any_between(moments, last.at, generation.at)
             own_last = last_of.get(process, 0.0)
-            is_blind = any(own_last <= at <= generation.at for at in blinded.get(process, ()))
-            is_fair = is_blind or (changed_hands and newest[lane] == generation.path)
+            was_running = changed_hands and newest[lane] == generation.path
+            is_blind = not was_running and any(own_last <= at <= generation.at for at in blinded.get(process, ()))
+            is_fair = was_running or is_blind
             in_a_row = 1 if is_fair else in_a_row + 1
             found.append(Repetition(generation.trajectory_id, generation, in_a_row, is_fair, is_blind))
         seen[key] = generation
