@@ -16,8 +16,9 @@ from rollstream.rollout_workers.trajectory_assembly import Ending
 from rollstream.schemas.errors import TransientError, single_errors
 from rollstream.schemas.tasks import RolloutTask
 
-STUCK_MARGIN_S = 300.0
-"""An attempt this much over its wall clock is stuck in infrastructure, not slow: it is cut and retried."""
+STUCK_MARGIN_S = 3600.0
+"""An attempt this much over its wall clock is stuck, not slow: it is cut and retried. Its parts give up sooner: a call
+after half an hour of waiting for a broker or a place, a generation two minutes after it was aborted."""
 
 
 class Score(msgspec.Struct, frozen=True):

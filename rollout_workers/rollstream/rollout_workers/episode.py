@@ -27,8 +27,11 @@ from rollstream.rollout_workers.tool_calling import (
     TurnObservations,
     deciding_failure,
 )
-from rollstream.schemas.errors import DataError
+from rollstream.schemas.errors import DataError, EngineError
 from rollstream.schemas.tasks import ChatMessage, RolloutTask
+
+ABORT_GRACE_S = 120.0
+"""For an aborted request to return; a policy that is being loaded holds it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +210,8 @@ class Episode:
             TurnObservations,
             lambda _: self._tools.run(turn, requests, is_first=is_first),
         )
-        self._spent_s += answered.tool_s
+        # What a call waited for a broker or a place is infrastructure's time, not the episode's.
+        self._spent_s += max((observation.run_s for observation in answered.observations), default=0.0)
         self._tools.advance(turn, requests, answered.observations)
         self._observed.extend(answered.observations)
         self._sample.set_outcome(
@@ -251,7 +255,7 @@ class Episode:
         )
         request_id = f"{self.task.trajectory_id}-{identity.birth}-{path}"
         try:
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.timeout(left_s + ABORT_GRACE_S), asyncio.TaskGroup() as group:
                 alarm = group.create_task(self._abort_after(left_s, request_id))
                 generation = await self._services.engine.generate(
                     self._sample.ids,
@@ -261,6 +265,10 @@ class Episode:
                     stop_token_ids=self._services.chat.stop_token_ids,
                 )
                 alarm.cancel()
+        except TimeoutError as error:
+            raise EngineError(
+                f"request {request_id!r} did not return within {ABORT_GRACE_S:g} s of its abort: the engine hangs"
+            ) from error
         except ExceptionGroup as failures:
             raise deciding_failure(failures) from failures
         return RecordedGeneration(

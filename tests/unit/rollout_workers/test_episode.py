@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from rollstream.rollout_workers.agents import find_agent, react
 from rollstream.rollout_workers.byte_chat_format import ByteChatFormat
 from rollstream.rollout_workers.effects import AttemptIdentity, EffectLog
+from rollstream.rollout_workers.engine import Engine, Generation
 from rollstream.rollout_workers.episode import Episode, EpisodeServices
 from rollstream.rollout_workers.episode_limits import EpisodeCut
 from rollstream.rollout_workers.scripted_engine import LatencyProfile, ScriptedEngine, ScriptPrompt
 from rollstream.schemas import ids
-from rollstream.schemas.errors import DataError, SessionLostError, TransientError
+from rollstream.schemas.errors import DataError, EngineError, SessionLostError, TransientError
 from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.tasks import ChatMessage, EpisodeLimits, RolloutTask, SamplingParams, ToolSpec
 from rollstream.schemas.tools import ToolCall, ToolResult, ToolStatus
@@ -91,6 +92,22 @@ class AttemptJournal:
         return self._state
 
 
+class HangingEngine(ScriptedEngine):
+    """Never answers, whatever it is told."""
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: SamplingParams,
+        request_id: str,
+        *,
+        max_tokens: int,
+        stop_token_ids: Sequence[int],
+    ) -> Generation:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
 def episode(
     script: Callable[[ScriptPrompt], str],
     tools: Tools | None = None,
@@ -99,8 +116,9 @@ def episode(
     journal: AttemptJournal | None = None,
     latency: LatencyProfile | None = None,
     max_model_len: int = 32768,
+    engine: Engine | None = None,
 ) -> Episode:
-    engine = ScriptedEngine(script, latency=latency, max_model_len=max_model_len)
+    engine = engine or ScriptedEngine(script, latency=latency, max_model_len=max_model_len)
     services = EpisodeServices(engine, ByteChatFormat(), tools or Tools())
     identity, of = AttemptIdentity(1, 77), of or task()
     return Episode(
@@ -321,6 +339,16 @@ async def test_time_spent_before_a_takeover_counts_and_waiting_for_it_does_not()
     assert sample is not None
     assert sample.turns[0].generate_s == spent_s
     assert sample.turns[-1].generate_s < 0.5
+
+
+async def test_an_engine_that_does_not_even_abort_is_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollstream.rollout_workers.episode.ABORT_GRACE_S", 0.05)
+    run = episode(
+        saying("x" * 300), of=task(limits=EpisodeLimits(wall_clock_s=0.05)), engine=HangingEngine(saying("x"))
+    )
+    with pytest.raises(EngineError, match="the engine hangs"):
+        async with asyncio.timeout(5):
+            await react(run)
 
 
 async def test_only_calls_that_were_sampled_here_and_now_are_marked_as_first() -> None:
