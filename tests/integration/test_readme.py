@@ -105,9 +105,20 @@ class Reader:
         self.workers.clear()
 
     def make(self, words: list[str]) -> None:
-        """What it would do, after the environment: the demo, or the suite that runs this test."""
-        last = self.run("make", "-n", *words[1:], cwd=ROOT).splitlines()[-1].split()
-        assert last == {"demo": [".venv/bin/rollstream", "demo"], "test": [".venv/bin/pytest"]}[words[1]]
+        """What it would do, after the environment: the demo, the suite that runs this test, or parts of it."""
+        recipe = self.run("make", "-n", *words[1:], cwd=ROOT).replace("\\\n", " ").strip().splitlines()[-1].split()
+        assert (
+            recipe
+            == {
+                "demo": [".venv/bin/rollstream", "demo"],
+                "test": [".venv/bin/pytest"],
+                "chaos": [".venv/bin/python", "tests/chaos/run.py", "--kills", "20", "--seed", "1"],
+                "sim": [
+                    *(".venv/bin/python", "tests/simulation/campaign.py", "2000"),
+                    *("--first", "0", "--profile", "default"),
+                ],
+            }[words[1]]
+        )
 
     def topics(self, words: list[str]) -> None:
         assert f"topics under {self.kafka.prefix!r}" in self.run(*words)
@@ -188,6 +199,8 @@ def handler(reader: Reader, words: list[str]) -> Callable[[list[str]], None]:
     handlers = {
         ("make", "demo"): reader.make,
         ("make", "test"): reader.make,
+        ("make", "chaos"): reader.make,
+        ("make", "sim"): reader.make,
         ("rollstream", "topics"): reader.topics,
         ("rollstream", "produce"): reader.produce,
         ("rollstream", "tool-worker"): reader.worker,
