@@ -199,7 +199,7 @@ async def simulated_agent(episode: Episode) -> None:
     """ReAct; with a task that wavers, not always the same."""
     while (turn := await episode.generate()).tool_calls:
         await episode.call_tools(turn.tool_calls)
-        if (episode.task.extra.get("wavers") or episode.task.trajectory_id in WAVERING) and _wavering.random() < 0.2:
+        if episode.task.trajectory_id in WAVERING and _wavering.random() < 0.2:
             await episode.say(f"hm {_wavering.random()}")
 
 
