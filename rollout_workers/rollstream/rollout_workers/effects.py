@@ -98,7 +98,8 @@ class EffectLog:
         if self.failure is not None:
             raise self.failure
         try:
-            held = self._held(path)
+            while (held := self._held(path)) is None and not self._journal.is_current():
+                await self._journal.until_current()
             was_run = held is None
             if held is None:
                 # That the journal does not hold it and the beginning of the effect are one step: no await between.

@@ -54,6 +54,12 @@ class Log:
             raise PartitionLostError
         return self.fold.tasks.get(trajectory_id)
 
+    def is_current(self) -> bool:
+        return True
+
+    async def until_current(self) -> None:
+        """It always is."""
+
     async def append(self, record: JournalRecord) -> TaskState:
         while (state := held(self.state(record.trajectory_id), record)) is None:
             await asyncio.sleep(0)

@@ -20,6 +20,14 @@ class Journal(Protocol):
         """What counts for a task so far; None: nothing."""
         ...
 
+    def is_current(self) -> bool:
+        """Whether the state is worth acting on: it was read a moment ago."""
+        ...
+
+    async def until_current(self) -> None:
+        """Return when it is: after this process was frozen, when what others have written meanwhile has been read."""
+        ...
+
     async def append(self, record: JournalRecord) -> TaskState:
         """Return when a record with this key counts: this one, or an equal-keyed one that came before it.
 
@@ -46,6 +54,13 @@ class MemoryJournal:
     def state(self, trajectory_id: str) -> TaskState | None:
         """See ``Journal``."""
         return self._fold.tasks.get(trajectory_id)
+
+    def is_current(self) -> bool:
+        """See ``Journal``."""
+        return True
+
+    async def until_current(self) -> None:
+        """See ``Journal``."""
 
     async def append(self, record: JournalRecord) -> TaskState:
         """See ``Journal``."""

@@ -4,7 +4,7 @@ Duty: know, for each owned partition of `tasks`, everything its journal says, an
 
 Invariants: a partition is ready only after its journal has been read from the committed floor to the end it had after
 the assignment; every record is folded once, in order; nothing is skipped but records that are none of the journal,
-which go to the dead letters.
+which go to the dead letters; after a freeze nothing new begins before what others wrote meanwhile has been read.
 
 Crash: nothing is lost but memory; the next owner reads the same records. Rebalance: a partition that stays keeps its
 fold; one that leaves is forgotten at once.
@@ -28,6 +28,7 @@ from rollstream.schemas.errors import DataLossError, InvalidMessageError, Transi
 from rollstream.schemas.journal import JournalRecord
 from rollstream.transport.clients import require_topics, start_consumer, stop_consumer
 from rollstream.transport.dead_letters import DeadLetterOffice
+from rollstream.transport.journal.currency import Currency
 from rollstream.transport.journal.owned_partition import OwnedPartition
 from rollstream.transport.journal.partition_fold import PartitionFold, floor_text, read_floor
 from rollstream.transport.journal.task_state import PartitionLostError
@@ -69,6 +70,7 @@ class JournalKeeper:
         self._dead_letters = dead_letters
         self._owned: dict[int, OwnedPartition] = {}
         self._has_changed = asyncio.Event()
+        self._currency = Currency(kafka.session_timeout_s)
         self._stack = AsyncExitStack()
         self._started: AIOKafkaConsumer | None = None
 
@@ -129,7 +131,7 @@ class JournalKeeper:
         """Own a partition from ``start`` on and return when it has been read up to ``end``."""
         self.release(partition)
         owned = self._owned[partition] = OwnedPartition(
-            PartitionFold(start), lambda record: self.send(partition, record)
+            PartitionFold(start), lambda record: self.send(partition, record), self._currency
         )
         self._has_changed.set()
         if end > start:
@@ -194,6 +196,20 @@ class JournalKeeper:
                 await self._fold(record)
                 if number % RECORDS_PER_TURN == 0:
                     await asyncio.sleep(0)
+            await self._stay_current()
+
+    async def _stay_current(self) -> None:
+        """After a freeze as long as a session, nothing begins before the journal has been read to its present end."""
+        if self._currency.asks_for_ends():
+            places = {TopicPartition(self._topic, partition): partition for partition in self._owned}
+            try:
+                async with asyncio.timeout(OFFSETS_DEADLINE_S):
+                    ends = await self._consumer.end_offsets(list(places))
+            except (TimeoutError, KafkaError) as error:
+                logger.warning("the ends of %s are not known yet: %r", self._topic, error)
+                return
+            self._currency.must_reach({places[place]: end for place, end in ends.items()})
+        self._currency.read_to({partition: owned.fold.position for partition, owned in self._owned.items()})
 
     def _take_positions(self, reader: SteadyReader) -> None:
         consumer = self._consumer

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from rollstream.schemas.errors import TransientError
 from rollstream.schemas.journal import JournalRecord
+from rollstream.transport.journal.currency import Currency
 from rollstream.transport.journal.journal import held
 from rollstream.transport.journal.partition_fold import PartitionFold
 from rollstream.transport.journal.task_state import PartitionLostError, TaskState
@@ -18,6 +19,7 @@ from rollstream.transport.metrics import JOURNAL_SECONDS
 logger = logging.getLogger(__name__)
 
 READ_BACK_WARNING_S = 30.0
+CURRENCY_PAUSE_S = 0.05
 
 Send = Callable[[JournalRecord], Awaitable[int]]
 """Sends a record to the partition and returns its offset when the broker has it; raises TransientError."""
@@ -29,9 +31,10 @@ class OwnedPartition:
     Once closed, everything raises PartitionLostError: nobody reads the tail any more.
     """
 
-    def __init__(self, fold: PartitionFold, send: Send) -> None:
+    def __init__(self, fold: PartitionFold, send: Send, currency: Currency) -> None:
         self.fold = fold
         self._send = send
+        self._currency = currency
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._serial = 0
         self._is_closed = False
@@ -40,6 +43,16 @@ class OwnedPartition:
         """See ``Journal``."""
         self._check_owned()
         return self.fold.tasks.get(trajectory_id)
+
+    def is_current(self) -> bool:
+        """See ``Journal``."""
+        return self._currency.is_held
+
+    async def until_current(self) -> None:
+        """See ``Journal``."""
+        while not self.is_current():
+            self._check_owned()
+            await asyncio.sleep(CURRENCY_PAUSE_S)
 
     async def append(self, record: JournalRecord) -> TaskState:
         """See ``Journal``. A broker that is away is waited for."""
