@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from chaos_workload import EngineKind
 from evidence import Begun, TaskSeen, Trained, TrajectorySeen
 from notebook_agent import notes_about
 from stand_in_trainer import fingerprint
 from tool_history import Decode, NotesOf, broken_history, pages_of
-from workload import EngineKind
 
 from rollstream.rollout_workers.hermes import parse_hermes
 from rollstream.rollout_workers.scripted_engine import decode_bytes

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from chaos_workload import EngineKind
 from evidence_reading import Record
-from workload import EngineKind
 
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.schemas.trajectories import Trajectory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from report import Report
+from chaos_report import Report
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text

@@ -21,18 +21,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+from chaos_report import Report
+from chaos_workload import PREFIX, Workload
 from evidence import Evidence
 from fault_plan import Cluster as Shape
 from fault_plan import Kind, plan_faults
 from live_view import LiveView
 from process_sweep import sweep
 from progress import Timing
-from report import Report
 from report_table import report_table
 from rich.console import Console
 from stage import Stage
 from verdict import judge
-from workload import PREFIX, Workload
 
 FOLDER = Path("runs") / "chaos"
 INTERRUPTED = 130

@@ -12,6 +12,14 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from chaos_workload import (
+    Workload,
+    kafka_settings,
+    rollstream,
+    trainer_command,
+    worker_command,
+    write_files,
+)
 from evidence import Evidence, Injury, Phases
 from evidence_reading import (
     count_trained,
@@ -31,14 +39,6 @@ from members import Member
 from network_proxy import NetworkProxy
 from process_sweep import remaining_processes
 from progress import Progress, StuckError, Timing
-from workload import (
-    Workload,
-    kafka_settings,
-    rollstream,
-    trainer_command,
-    worker_command,
-    write_files,
-)
 
 from rollstream.schemas.errors import TransientError
 from rollstream.transport.local_broker import BrokerSettings, LocalBroker

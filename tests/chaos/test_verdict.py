@@ -6,9 +6,9 @@ from dataclasses import replace
 from io import StringIO
 
 import pytest
+from chaos_report import Report
 from evidence import Begun, Evidence, Injury, Phases, TaskSeen, Trained, TrajectorySeen
 from rates import quantile, rate, recovery_s
-from report import Report
 from report_table import report_table
 from rich.console import Console
 from verdict import judge, order_of_an_unkilled_reader

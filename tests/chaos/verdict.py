@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from chaos_report import Report
 from evidence import Evidence, Injury, TrajectorySeen
 from rates import quantile, rate, recovery_s
-from report import Report
 from takeovers import BLINDING, HARMLESS, find_repetitions, find_takeovers, repeated_after
 
 TAKEOVER_GRACE_S = 3.0
