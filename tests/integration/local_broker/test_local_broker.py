@@ -21,8 +21,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from rollstream.schemas.errors import SettingsError
+from rollstream.transport.clients import start_consumer, stop_consumer
 from rollstream.transport.local_broker import BrokerSettings, LocalBroker, ensure_broker, running_broker, stop_staying
 from rollstream.transport.local_broker.state import is_alive
+from rollstream.transport.settings import KafkaSettings
 
 pytestmark = pytest.mark.broker
 
@@ -135,6 +137,25 @@ def test_a_block_starts_a_broker_and_ends_it(settings: BrokerSettings) -> None:
             LocalBroker(settings).start()
 
     assert running_broker(settings) is None
+
+
+async def test_a_broker_that_is_killed_in_its_block_comes_back_with_what_it_had(settings: BrokerSettings) -> None:
+    context = ensure_broker(settings)
+    bootstrap = await asyncio.to_thread(context.__enter__)
+    try:
+        await write(bootstrap, [b"one"])
+        killed = running_broker(settings)
+        assert killed is not None
+        assert killed.pid is not None
+        os.kill(killed.pid, signal.SIGKILL)
+        wait_until_dead(killed.pid)
+        await stop_consumer(await start_consumer(KafkaSettings(bootstrap=bootstrap)))
+        assert await read(bootstrap) == [b"one"]
+        back = running_broker(settings)
+        assert back is not None
+        assert back.pid != killed.pid
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

@@ -195,7 +195,9 @@ def replay_not_awaited() -> Generator[None]:
     """A partition is worked on while its journal is still being read."""
 
     async def replay(self: JournalKeeper, partition: int, start: int, end: int) -> None:
-        self._owned[partition] = OwnedPartition(PartitionFold(start), lambda record: self.send(partition, record))
+        self._owned[partition] = OwnedPartition(
+            PartitionFold(start), lambda record: self.send(partition, record), self._currency
+        )
         self._has_changed.set()
 
     with replaced(JournalKeeper, "replay", replay):

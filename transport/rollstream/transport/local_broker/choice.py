@@ -11,6 +11,7 @@ from rollstream.schemas.errors import SettingsError, TransientError
 from rollstream.transport.local_broker.kraft import LocalBroker, stop_process
 from rollstream.transport.local_broker.settings import BrokerSettings
 from rollstream.transport.local_broker.state import BrokerState, is_alive, read_state
+from rollstream.transport.local_broker.watchdog import kept_alive
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +22,8 @@ DOCKER_PACKAGES = ("docker", "testcontainers")
 def ensure_broker(settings: BrokerSettings | None = None) -> Generator[str]:
     """Bootstrap address of a broker, for as long as the block runs.
 
-    A broker that had to be started ends with the block, or with this process, however that ends. Blocking: from a
-    coroutine, enter and leave it in a thread.
+    A broker that had to be started is started again if it dies, and ends with the block, or with this process, however
+    that ends. Blocking: from a coroutine, enter and leave it in a thread.
 
     Raises:
         SettingsError: no broker can be had with these settings; the message says what is missing and how to get it.
@@ -124,7 +125,7 @@ def _own_broker(settings: BrokerSettings) -> Generator[str]:
             finally:
                 docker_broker.remove()
             return
-    with LocalBroker(settings) as broker:
+    with LocalBroker(settings) as broker, kept_alive(broker):
         yield broker.bootstrap
 
 
