@@ -52,18 +52,24 @@ class AttemptRunner:
         task = episode.task
         run_agent = find_agent(task.agent)
         ending = Ending("completed", "stop")
+        limit = asyncio.timeout(task.limits.wall_clock_s + STUCK_MARGIN_S)
         try:
-            async with asyncio.timeout(task.limits.wall_clock_s + STUCK_MARGIN_S):
+            async with limit:
                 await run_agent(episode)
         except EpisodeCut as cut:
             ending = Ending("truncated", cut.reason)
-        except TimeoutError as error:
-            raise TransientError(
-                f"trajectory {task.trajectory_id!r} is {STUCK_MARGIN_S:.0f} s over its wall clock of "
-                f"{task.limits.wall_clock_s:.0f} s: something it waits for is stuck"
-            ) from error
         except ExceptionGroup as failures:
             ending = _ending_of_branches(failures, log)
+        except Exception as error:
+            # What an agent makes of a failed effect does not matter: the effect's own failure decides.
+            if log.failure is not None:
+                raise log.failure from error
+            if limit.expired():
+                raise TransientError(
+                    f"trajectory {task.trajectory_id!r} is {STUCK_MARGIN_S:.0f} s over its wall clock of "
+                    f"{task.limits.wall_clock_s:.0f} s: something it waits for is stuck"
+                ) from error
+            raise
         if log.failure is not None:
             raise log.failure
         return await _scored(task, episode, ending, log)

@@ -211,6 +211,20 @@ async def swallowing(episode: Episode) -> None:
         return
 
 
+async def relabelling(episode: Episode) -> None:
+    """An agent that raises an error of its own for every other."""
+    turn = await episode.generate()
+    try:
+        await episode.call_tools(turn.tool_calls)
+    except Exception as error:
+        raise RuntimeError("something went wrong") from error
+
+
+async def impatient(episode: Episode) -> None:
+    """An agent with a time limit of its own."""
+    raise TimeoutError("this takes too long")
+
+
 fickle_calls = 0
 
 
@@ -290,6 +304,13 @@ async def test_infrastructure_that_stays_away_ends_as_failed_without_samples_or_
 async def test_infrastructure_that_an_agent_swallows_is_infrastructure_all_the_same() -> None:
     trajectory = (await run(task(agent=f"{__name__}:swallowing"), tools=Tools(losses=1))).trajectory
     assert (trajectory.status, trajectory.infra_failures) == ("completed", 1)
+
+
+@pytest.mark.parametrize("agent", ["relabelling", "impatient"])
+async def test_only_what_an_agent_does_of_its_own_is_its_failure(agent: str) -> None:
+    trajectory = (await run(task(agent=f"{__name__}:{agent}"), tools=Tools(losses=1))).trajectory
+    failures = (trajectory.infra_failures, trajectory.data_failures)
+    assert failures == ((1, 0) if agent == "relabelling" else (0, 2))
 
 
 async def test_a_single_engine_failure_costs_an_attempt_and_no_more() -> None:
