@@ -113,7 +113,8 @@ class EffectLog:
         except EpisodeCut:
             raise
         except Exception as error:
-            self.failure = self.failure or error
+            if self.failure is None:
+                self.failure, self.failed_path = error, path
             raise
         return held.payload, was_run and held.writer == self._writer
 
@@ -126,7 +127,8 @@ class EffectLog:
     async def _run(self, path: str, digest: bytes, run: Callable[[], Awaitable[bytes]]) -> JournalRecord:
         if self._is_leaving():
             raise WorkerLeavingError(f"effect {path!r} of trajectory {self._trajectory_id!r} is left to the next owner")
-        self.failed_path = path
+        if self.failure is None:
+            self.failed_path = path
         payload = await run()
         state = await self._journal.append(
             JournalRecord(

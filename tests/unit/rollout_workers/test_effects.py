@@ -117,6 +117,19 @@ async def test_a_failed_effect_leaves_no_record_and_every_later_one_fails_alike(
     assert await again.perform("count", None, int, counter.run) == (2, True)
 
 
+async def test_of_two_lanes_the_one_that_failed_is_named_whichever_began_last() -> None:
+    log, counter = await Attempts().log(), Counter()
+    lanes = [EffectSequence(log, f"{n}.") for n in range(2)]
+
+    async def fail_late(_: str) -> int:
+        await lanes[1].perform("count", None, int, counter.run)
+        raise OSError("no engine")
+
+    with pytest.raises(OSError, match="no engine"):
+        await lanes[0].perform("count", None, int, fail_late)
+    assert log.failed_path == "0.0"
+
+
 async def test_a_limit_is_no_failure() -> None:
     log, counter = await Attempts().log(), Counter()
 
