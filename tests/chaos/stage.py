@@ -47,7 +47,8 @@ from rollstream.transport.topic_admin import apply_topics
 
 LOOK_EVERY_S = 0.1
 CRASH_PAUSE_S = 0.5
-ORPHANS_END_S = 2.0
+ORPHANS_END_S = 30.0
+"""An engine whose worker died while it was being started notices when its modules are loaded."""
 
 
 class Stage:
@@ -237,8 +238,12 @@ class Stage:
 
     async def _orphans(self) -> list[str]:
         """What is still there a while after its parents have ended."""
-        await asyncio.sleep(ORPHANS_END_S)
-        return list(remaining_processes(self._environment["CHAOS_RUN"], self._folder).values())
+        ends_at = time.monotonic() + ORPHANS_END_S
+        while True:
+            remaining = remaining_processes(self._environment["CHAOS_RUN"], self._folder)
+            if not remaining or time.monotonic() > ends_at:
+                return list(remaining.values())
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def _evidence(self, cluster: Cluster, kafka: KafkaSettings, phases: Phases) -> Evidence:
         try:

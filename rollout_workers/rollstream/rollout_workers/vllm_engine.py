@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rollstream.rollout_workers.engine import Generation, PolicyRef, checked_generation, read_spans, tokens_allowed
 from rollstream.rollout_workers.engine_settings import VllmSettings
-from rollstream.rollout_workers.vllm_worker_extension import OWNER_VARIABLE
+from rollstream.rollout_workers.engine_warden import OWNER_VARIABLE, start_warden
 from rollstream.rollout_workers.weight_files import Shape, check_model_folder, check_weights_fit, has_tied_head
 from rollstream.schemas.errors import DataError, EngineDeadError, EngineError, SettingsError
 from rollstream.schemas.tasks import SamplingParams
@@ -69,6 +69,7 @@ class VllmEngine:
         for name, value in environment(settings, backend).items():
             os.environ.setdefault(name, value)
         os.environ[OWNER_VARIABLE] = str(os.getpid())
+        start_warden()
         needs_repacking = backend == "cpu" and has_tied_head(config, shapes)
         arguments = engine_arguments(settings, model, backend)
         try:
