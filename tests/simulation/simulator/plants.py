@@ -33,7 +33,7 @@ PLANTS: dict[str, Plant] = {
     "trajectory before its end is journaled": Plant(journal.published_before_end),
     "done before the trajectory is acknowledged": Plant(journal.done_before_published),
     "look into the journal and effect in two steps": Plant(journal.look_then_act, "zombies", 600),
-    "intake before the replay is complete": Plant(journal.replay_not_awaited),
+    "intake before the replay is complete": Plant(journal.replay_not_awaited, "poison", 600),
     "replay from the end": Plant(journal.replay_from_the_end),
     "tail goes on at the end": Plant(journal.tail_at_the_end, "rebalances", 300),
     "floor: unfinished tasks only": Plant(journal.floor_of_unfinished),

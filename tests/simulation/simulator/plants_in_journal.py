@@ -19,6 +19,7 @@ from rollstream.rollout_workers.task_in_hand import TaskInHand
 from rollstream.schemas.codec import EncodedRecord
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.journal import JournalRecord, TerminalRecord
+from rollstream.transport.journal.currency import Currency
 from rollstream.transport.journal.journal import held
 from rollstream.transport.journal.keeper import JournalKeeper
 from rollstream.transport.journal.owned_partition import OwnedPartition
@@ -192,11 +193,12 @@ def look_then_act() -> Generator[None]:
 
 @contextmanager
 def replay_not_awaited() -> Generator[None]:
-    """A partition is worked on while its journal is still being read."""
+    """A partition is worked on while its journal is still being read, and nobody looks whether it has been."""
+    whatever_its_age = Currency(lease_s=float("inf"))
 
     async def replay(self: JournalKeeper, partition: int, start: int, end: int) -> None:
         self._owned[partition] = OwnedPartition(
-            PartitionFold(start), lambda record: self.send(partition, record), self._currency
+            PartitionFold(start), lambda record: self.send(partition, record), whatever_its_age
         )
         self._has_changed.set()
 
