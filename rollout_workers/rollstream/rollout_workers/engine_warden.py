@@ -19,6 +19,7 @@ OWNER_VARIABLE = "_VLLM_WORKER_OWNER"
 """Process id of the rollout worker; set by it, inherited by everything it starts."""
 OF_VLLM = (b"VLLM::", b"multiprocessing")
 """What the command lines of vLLM's processes say, before and after they have named themselves."""
+LOOK_EVERY_S = 0.5
 ROUNDS = 10
 ROUND_S = 0.2
 """What is just being started is found in a later round."""
@@ -33,27 +34,51 @@ def start_warden() -> None:
     os.posix_spawn(command[0], command, environment, file_actions=nowhere, setsid=True)
 
 
-def orphans(owner_pid: int) -> list[int]:
-    """Processes of vLLM that the owner has started."""
+def started(pid: int) -> str | None:
+    """When a process was started, in ticks; None if it is not there."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+
+
+def children(pid: int) -> dict[int, str | None]:
+    """All descendants of a process that are vLLM's, with when they were started."""
+    found: dict[int, str | None] = {}
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in map(int, file.read_text().split()):
+                if any(word in Path(f"/proc/{child}/cmdline").read_bytes() for word in OF_VLLM):
+                    found[child] = started(child)
+                    found |= children(child)
+    return found
+
+
+def marked(owner_pid: int) -> dict[int, str | None]:
+    """Processes of vLLM that the owner has started and that have not named themselves yet, which hides their marks."""
     marker = f"{OWNER_VARIABLE}={owner_pid}\0".encode()
-    found: list[int] = []
+    found: dict[int, str | None] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with suppress(OSError):
                 is_vllm = any(word in (entry / "cmdline").read_bytes() for word in OF_VLLM)
                 if is_vllm and marker in (entry / "environ").read_bytes() + b"\0":
-                    found.append(int(entry.name))
+                    found[int(entry.name)] = started(int(entry.name))
     return found
 
 
 def watch(owner_pid: int) -> None:
-    """Wait for the owner's end, then kill what it has left."""
+    """Remember the owner's children until its end, then kill what it has left."""
+    seen: dict[int, str | None] = {}
     with suppress(ProcessLookupError):
-        select.select([os.pidfd_open(owner_pid)], [], [])
+        owner = os.pidfd_open(owner_pid)
+        while not select.select([owner], [], [], LOOK_EVERY_S)[0]:
+            seen |= children(owner_pid)
     for _ in range(ROUNDS):
-        for pid in orphans(owner_pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for pid, ticks in (seen | marked(owner_pid)).items():
+            if ticks is not None and started(pid) == ticks:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         time.sleep(ROUND_S)
 
 
