@@ -7,8 +7,8 @@ import json
 import os
 import signal
 import sys
-import time
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +135,7 @@ async def test_an_interrupted_run_leaves_nothing_behind(folder: Path) -> None:
     async with asyncio.timeout(120):
         while b"chaos:" not in (line := await process.stdout.readline()):
             assert line, "the run ended by itself"
-        assert left_behind(folder / "tmp") != []
+        assert _left_now(folder / "tmp") != []
         process.send_signal(signal.SIGINT)
         await process.communicate()
     assert process.returncode not in (0, 1)
