@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 tell_closed_connections()
 
 Profile = Literal["durable", "rpc"]
-"""``durable``: nothing acknowledged is lost, for trajectories, tasks and journal. ``rpc``: milliseconds matter, a lost
-record is sent again by the caller, for tool calls and results."""
+"""``durable``: nothing acknowledged is lost, for trajectories, tasks, journal and tool calls. ``rpc``: milliseconds
+matter, a lost record is asked for again, for the results of tool calls."""
 
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
 MAX_BATCH_BYTES = 1024 * 1024

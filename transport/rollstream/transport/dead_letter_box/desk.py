@@ -29,7 +29,7 @@ from rollstream.schemas.dead_letters import DeadLetter, DeadLetterResolution
 from rollstream.schemas.errors import TransientError
 from rollstream.schemas.ids import group_partition
 from rollstream.schemas.tasks import RolloutTask
-from rollstream.transport.clients import start_producer, stop_quietly
+from rollstream.transport.clients import start_producer, stop_producer
 from rollstream.transport.control import control_key
 from rollstream.transport.dead_letter_box.letters import BuriedLetter, DeadLetterBox, LetterId, ReplayPlan
 from rollstream.transport.dead_letter_box.log import RESOLUTIONS_PARTITION, read_letters, read_resolutions
@@ -215,7 +215,7 @@ class DeadLetterDesk:
             async for letter in read_letters(self._kafka, buried):
                 await _append_again(producer, letter)
         finally:
-            await stop_quietly(producer.stop())
+            await stop_producer(producer)
 
     async def _partitions(self, short: str) -> int:
         name = self._kafka.topic(short)
