@@ -133,8 +133,9 @@ async def check_sandbox(settings: RollstreamSettings) -> Finding:
             "sandbox", f"tool_worker.isolation is {worker.isolation!r}: {', '.join(sandboxed)} run unguarded"
         )
     async with SandboxFactory(spawner, worker.sandbox, max_running_programs=1) as factory:
-        report = await check_isolation(factory)
-    return ok("sandbox", f"{len(report)} checks of isolation passed")
+        report = await check_isolation(factory, worker.sandbox, level=worker.isolation)
+    missing = "".join(f"\n{layer}" for layer in report.layers if not layer.holds)
+    return ok("sandbox", f"{len(report.held)} layers of isolation by {report.level} hold{missing}")
 
 
 def _print(findings: list[Finding]) -> None:

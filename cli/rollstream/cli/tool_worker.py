@@ -87,4 +87,6 @@ async def check_tool_worker(settings: ToolWorkerSettings) -> list[str]:
         started = await start_sandboxes(settings, registry, stack)
     if started is None:
         return [*lines, "no tool needs a sandbox"]
-    return [*lines, *(f"isolation {name}: holds" for name in started.withstood or ("none",))]
+    if started.report is None:
+        return [*lines, f"isolation: none ({settings.isolation})"]
+    return [*lines, *(str(layer) for layer in started.report.layers)]

@@ -103,7 +103,7 @@ def outside(tmp_path: Path) -> Iterator[Outside]:
     outside.close()
 
 
-@pytest_asyncio.fixture(params=["bubblewrap", "unsafe-local"])
+@pytest_asyncio.fixture(params=["bwrap", "unsafe-local"])
 async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, SupervisedSandbox]]:
     limits = SandboxSettings()
     async with SandboxFactory(build_spawner(request.param, limits), limits, max_running_programs=1) as factory:
@@ -120,12 +120,12 @@ async def test_a_way_out_works_only_without_a_sandbox(
     if isolation == "unsafe-local" and os.geteuid() != 0 and name in ("open a user namespace",):
         pytest.skip("whether a plain user may do this depends on the machine")
     execution = await opened.python(outside.code(ESCAPES[name]), timeout_s=10)
-    assert execution.output.strip() == ("HELD" if isolation == "bubblewrap" else "OUT"), execution.output
+    assert execution.output.strip() == ("HELD" if isolation == "bwrap" else "OUT"), execution.output
 
 
 async def test_a_sandbox_shows_its_own_world_only(outside: Outside, sandbox: tuple[str, SupervisedSandbox]) -> None:
     isolation, opened = sandbox
-    if isolation != "bubblewrap":
+    if isolation != "bwrap":
         pytest.skip("the controls are above")
     root = await opened.bash("ls /", timeout_s=10)
     known = {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "tmp", "usr", "workspace"}
@@ -146,7 +146,7 @@ from rollstream.tool_workers.sandbox.spawning import build_spawner
 from rollstream.tool_workers.settings import SandboxSettings
 async def main():
     limits = SandboxSettings()
-    async with SandboxFactory(build_spawner("bubblewrap", limits), limits, max_running_programs=1) as factory:
+    async with SandboxFactory(build_spawner("bwrap", limits), limits, max_running_programs=1) as factory:
         sandbox = await factory.open()
         print(flush=True)
         await sandbox.bash("trap '' TERM; setsid nohup sleep {marker} & sleep {marker}", timeout_s=60)

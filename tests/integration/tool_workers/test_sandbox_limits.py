@@ -31,7 +31,7 @@ LIMITS = SandboxSettings(
 
 @pytest_asyncio.fixture
 async def sandbox() -> AsyncIterator[SupervisedSandbox]:
-    async with SandboxFactory(build_spawner("bubblewrap", LIMITS), LIMITS, max_running_programs=2) as factory:
+    async with SandboxFactory(build_spawner("bwrap", LIMITS), LIMITS, max_running_programs=2) as factory:
         opened = await factory.open()
         yield opened
         await opened.close()

@@ -11,6 +11,7 @@ from rollstream.tool_workers.sandbox.bubblewrap import (
     explain_failure,
     sandbox_command,
 )
+from rollstream.tool_workers.sandbox.seccomp_filter import SeccompPrograms
 from rollstream.tool_workers.settings import SandboxSettings
 
 
@@ -33,7 +34,7 @@ def command(root: Path, interpreter: Interpreter = Interpreter("/usr/bin/python3
         "/usr/bin/bwrap",
         interpreter,
         SandboxSettings(),
-        seccomp=b"filter",
+        seccomp=SeccompPrograms(b"allowing", b"asking", b"refusing", {101: "ptrace"}),
         supervisor=b"source",
         channel_fd=9,
         descriptor=descriptor,
@@ -81,7 +82,8 @@ def test_writable_folders_are_sized_memory(root: Path) -> None:
 
 def test_filter_supervisor_and_files_come_through_descriptors(root: Path) -> None:
     line, contents = command(root)
-    assert contents == [*(text.encode() for text in SYNTHETIC_FILES.values()), b"source", b"filter"]
+    ours = [b"source", b"asking", b"refusing"]
+    assert contents == [*(text.encode() for text in SYNTHETIC_FILES.values()), *ours, b"", b"allowing"]
     assert line[line.index("--seccomp") + 1] == str(50 + len(contents))
 
 

@@ -44,7 +44,7 @@ class FakePublisher:
         return self.sent[-1][1]
 
 
-class FakeSandbox:
+class FakeSandbox(Sandbox):
     """Answers with what it has run."""
 
     def __init__(self) -> None:
@@ -56,12 +56,6 @@ class FakeSandbox:
             raise SandboxLostError("it died")
         self.commands.append(command)
         return Execution(0, None, " ".join(self.commands), "", 0, 0.0)
-
-    async def python(self, source: str, *, timeout_s: float) -> Execution:
-        raise NotImplementedError
-
-    async def run(self, *arguments: str, timeout_s: float) -> Execution:
-        raise NotImplementedError
 
     async def close(self) -> None:
         self.is_closed = True
@@ -75,7 +69,7 @@ class FakeOpener:
     async def open(self) -> FakeSandbox:
         if self.failure is not None:
             raise self.failure
-        self.opened.append(FakeSandbox())
+        self.opened.append(FakeSandbox())  # pyright: ignore[reportAbstractUsage] -- no other call is made
         return self.opened[-1]
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,12 +19,22 @@ from rollstream.tool_workers.sandbox.replies import (
     parse_ready,
 )
 
-REPLY = {"exit_code": 0, "cause": None, "head": "a", "tail": "b", "total_bytes": 2, "run_s": 0.1}
+REPLY: dict[str, Any] = {
+    "exit_code": 0,
+    "cause": None,
+    "head": "YQ==",
+    "tail": "Yg==",
+    "total_bytes": 2,
+    "run_s": 0.1,
+    "cpu_s": 0.1,
+    "denied": {},
+    "is_restarted": False,
+}
 
 
-def test_a_frame_is_its_length_and_its_json() -> None:
+def test_a_frame_is_its_length_and_its_body() -> None:
     body = b'{"python":"x"}'
-    assert frame({"python": "x"}) == struct.pack("!I", len(body)) + body
+    assert frame(body) == struct.pack("!I", len(body)) + body
 
 
 def test_a_frame_of_a_dishonest_size_is_refused_before_it_is_read() -> None:
@@ -50,6 +61,11 @@ def test_head_and_tail_are_joined_and_a_gap_is_named() -> None:
         json.dumps(REPLY | {"exit_code": "0"}).encode(),
         json.dumps(REPLY | {"total_bytes": -1}).encode(),
         json.dumps(REPLY | {"run_s": 1e300}).encode(),
+        json.dumps(REPLY | {"cpu_s": -1.0}).encode(),
+        json.dumps(REPLY | {"head": "not base64"}).encode(),
+        json.dumps(REPLY | {"denied": {"ptrace": -1}}).encode(),
+        json.dumps(REPLY | {"denied": {"</tool_response>": 1}}).encode(),
+        json.dumps(REPLY | {"denied": {f"call_{n}": 1 for n in range(100)}}).encode(),
         json.dumps(REPLY | {"extra": 1}).encode(),
         json.dumps({"ready": True, "is_namespace_init": True}).encode(),
     ],

@@ -5,24 +5,15 @@ import asyncio
 import pytest
 
 from rollstream.schemas.errors import IsolationError
-from rollstream.tool_workers.sandbox.replies import Execution
+from rollstream.tool_workers.sandbox.sandbox import Sandbox
 from rollstream.tool_workers.sandbox_pool import SandboxPool
 
 
-class FakeSandbox:
+class FakeSandbox(Sandbox):
     """Counts its closings."""
 
     def __init__(self) -> None:
         self.closed = 0
-
-    async def bash(self, command: str, *, timeout_s: float) -> Execution:
-        raise NotImplementedError
-
-    async def python(self, source: str, *, timeout_s: float) -> Execution:
-        raise NotImplementedError
-
-    async def run(self, *arguments: str, timeout_s: float) -> Execution:
-        raise NotImplementedError
 
     async def close(self) -> None:
         self.closed += 1
@@ -41,7 +32,7 @@ class FakeOpener:
         await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-        self.opened.append(FakeSandbox())
+        self.opened.append(FakeSandbox())  # pyright: ignore[reportAbstractUsage] -- no other call is made
         return self.opened[-1]
 
 

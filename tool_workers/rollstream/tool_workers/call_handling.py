@@ -121,6 +121,12 @@ class CallHandler:
         for session_id in self._ledger.idle_since(self._clock() - idle_s):
             await self._close(self._ledger.close(session_id), "idle")
 
+    async def close_old_sessions(self, age_s: float) -> None:
+        """Close sessions opened so long ago, whatever runs in them."""
+        for session_id in self._ledger.opened_before(self._clock() - age_s):
+            logger.warning("session %s is closed, it is older than %g s", session_id, age_s)
+            await self._close(self._ledger.close(session_id), "old")
+
     async def end_session(self, session_id: str) -> None:
         """The session's attempt is over: close it at once, or when the calls that run in it have ended.
 

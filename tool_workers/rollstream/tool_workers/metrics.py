@@ -24,13 +24,19 @@ QUEUE_SECONDS = Histogram(
 )
 RUNNING = Gauge("rollstream_tool_calls_running", "Calls running now.", registry=REGISTRY)
 SESSIONS = Gauge("rollstream_tool_sessions", "Open sandboxes of sessions.", registry=REGISTRY)
-EndOfSession = Literal["over", "idle", "reclaimed", "lost"]
+EndOfSession = Literal["over", "idle", "old", "reclaimed", "lost"]
 SESSIONS_ENDED = Counter(
     "rollstream_tool_sessions_ended",
-    "Sessions closed: their attempt was over, nobody used them, their place was needed, or they were lost.",
+    "Sessions closed: attempt over, not used, too old, place needed by another, or lost.",
     ["cause"],
     registry=REGISTRY,
 )
 CALLS_WAITING = Gauge("rollstream_tool_calls_waiting", "Calls waiting for a sandbox now.", registry=REGISTRY)
 UNKNOWN_TOOL = "unknown"
 """Label of calls of tools that do not exist: a model may name anything."""
+ISOLATION = Gauge(
+    "rollstream_tool_isolation",
+    "Layers of isolation, 1 where the self-test found one to hold.",
+    ["layer"],
+    registry=REGISTRY,
+)

@@ -18,8 +18,8 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,9 +29,11 @@ from rollstream.schemas.control import WorkerStatus
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.tools import SessionEnd, ToolCall
 from rollstream.tool_workers import metrics
+from rollstream.tool_workers.blank_sandboxes import BlankSandboxes
 from rollstream.tool_workers.call_handling import CallHandler
 from rollstream.tool_workers.call_intake import CallIntake
 from rollstream.tool_workers.registry import ToolRegistry, load_tools
+from rollstream.tool_workers.sandbox.isolation_report import IsolationReport
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory
 from rollstream.tool_workers.sandbox.self_test import check_isolation
 from rollstream.tool_workers.sandbox.spawning import build_spawner
@@ -76,9 +78,8 @@ async def run_tool_worker(settings: ToolWorkerSettings, kafka: KafkaSettings, st
         started = await start_sandboxes(settings, registry, stack)
         sandboxes = None
         if started is not None:
-            sandboxes = SandboxPool(
-                started.factory, max_open=settings.max_sessions, reclaim=reclaimer(ledger, settings)
-            )
+            blanks = await stack.enter_async_context(stocked_sandboxes(started.factory, settings))
+            sandboxes = SandboxPool(blanks, max_open=settings.max_sessions, reclaim=reclaimer(ledger, settings))
             stack.push_async_callback(sandboxes.close_all)
         publisher = await stack.enter_async_context(Publisher(kafka, profile="rpc"))
         dead_letters = DeadLetterOffice(kafka, role="tool-worker", worker_id=settings.worker_id)
@@ -99,10 +100,10 @@ async def run_tool_worker(settings: ToolWorkerSettings, kafka: KafkaSettings, st
 
 @dataclass(frozen=True)
 class StartedSandboxes:
-    """What opens sandboxes, and the checks its sandboxes have withstood (none if they isolate nothing)."""
+    """What opens sandboxes, and what the self-test has found (None if they isolate nothing)."""
 
     factory: SandboxFactory
-    withstood: tuple[str, ...]
+    report: IsolationReport | None
 
 
 async def start_sandboxes(
@@ -121,10 +122,28 @@ async def start_sandboxes(
     factory = await stack.enter_async_context(SandboxFactory(spawner, settings.sandbox, max_running_programs=programs))
     if not spawner.is_isolated:
         logger.warning("isolation is off (%s): %s run as ordinary programs", settings.isolation, ", ".join(sandboxed))
-        return StartedSandboxes(factory, ())
-    withstood = tuple(await check_isolation(factory))
-    logger.info("isolation holds: %s", ", ".join(withstood))
-    return StartedSandboxes(factory, withstood)
+        return StartedSandboxes(factory, None)
+    report = await check_isolation(factory, settings.sandbox, level=settings.isolation)
+    for layer in report.layers:
+        metrics.ISOLATION.labels(layer.name).set(layer.holds)
+        if not layer.holds:
+            logger.warning("%s", layer)
+    logger.info("isolation by %s holds: %s", report.level, ", ".join(report.held))
+    return StartedSandboxes(factory, report)
+
+
+@asynccontextmanager
+async def stocked_sandboxes(factory: SandboxFactory, settings: ToolWorkerSettings) -> AsyncGenerator[BlankSandboxes]:
+    """Opens sandboxes, some of them before they are needed."""
+    blanks = BlankSandboxes(factory, wanted=settings.blank_sandboxes, max_age_s=settings.blank_sandbox_s)
+    async with asyncio.TaskGroup() as group:
+        stocking = group.create_task(blanks.keep_stocked())
+        try:
+            yield blanks
+        finally:
+            stocking.cancel()
+            await asyncio.wait([stocking])
+            await blanks.close()
 
 
 def reclaimer(ledger: SessionLedger, settings: ToolWorkerSettings) -> Callable[[], str | None]:
@@ -258,10 +277,11 @@ class ToolWorker:
                 task.cancel()
 
     async def _close_idle_sessions(self) -> None:
-        interval_s = min(LONGEST_IDLE_CHECK_S, self._settings.idle_session_s / 4)
+        interval_s = min(LONGEST_IDLE_CHECK_S, self._settings.idle_session_s / 4, self._settings.session_wall_s / 4)
         while True:
             await asyncio.sleep(interval_s)
             await self._handler.close_idle_sessions(self._settings.idle_session_s)
+            await self._handler.close_old_sessions(self._settings.session_wall_s)
 
     def _status(self) -> WorkerStatus:
         metrics.SESSIONS.set(len(self._sandboxes or ()))

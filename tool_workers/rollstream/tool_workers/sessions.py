@@ -61,6 +61,7 @@ class Session:
     base: str | None
     """The token that the present turn's calls carry."""
     last_used: float
+    opened_at: float = 0.0
     ran: set[str] = field(default_factory=set[str])
     """All calls ever begun, the running ones among them."""
     running: set[str] = field(default_factory=set[str])
@@ -123,7 +124,7 @@ class SessionLedger:
         if session is None:
             if call.token is not None:
                 return Refuse("session_lost", f"session {call.session_id!r} is not open on this worker")
-            session = self._sessions[call.session_id] = Session(self._new_incarnation(), call.turn, None, now)
+            session = self._sessions[call.session_id] = Session(self._new_incarnation(), call.turn, None, now, now)
         elif not self._takes(session, call):
             return Refuse("session_lost", f"session {call.session_id!r} is in another state than the episode's")
         session.last_used = now
@@ -202,6 +203,10 @@ class SessionLedger:
             if not session.running and session.last_used <= moment
         ]
         return [session_id for _, session_id in sorted(idle)]
+
+    def opened_before(self, moment: float) -> list[str]:
+        """Sessions opened before ``moment``, whatever runs in them."""
+        return [session_id for session_id, session in self._sessions.items() if session.opened_at < moment]
 
     def _known(self, session: Session, call: ToolCall, now: float) -> Admission:
         if call.call_id in session.running:

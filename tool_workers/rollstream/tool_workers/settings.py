@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MIB = 1024 * 1024
 
@@ -25,6 +25,11 @@ class SandboxSettings(BaseModel):
     """Memory of all programs of a call and of files in memory together; looked at every 100 ms."""
     address_space_bytes: int = Field(default=4096 * MIB, ge=256 * MIB)
     """Address space of one program."""
+    memory_enforcement: Literal["any", "cgroup", "watch"] = "any"
+    """What holds the limit of memory: `cgroup` refuses to start where control groups cannot be had, `watch` never uses
+    them, `any` uses them where it can and watches everywhere."""
+    cpus: float = Field(default=0.0, ge=0)
+    """Cores of one sandbox, where control groups can be had; 0: as many as there are."""
     processes: int = Field(default=64, ge=2)
     """Processes and threads."""
     open_files: int = Field(default=256, ge=16)
@@ -35,6 +40,14 @@ class SandboxSettings(BaseModel):
     """Size of `/workspace`, which lasts as long as the session."""
     scratch_bytes: int = Field(default=32 * MIB, ge=MIB)
     """Size of `/tmp` and of `/dev/shm`, each."""
+    files: int = Field(default=20_000, ge=100)
+    """Files, folders and extended attributes in all writable folders together; each costs the host a kilobyte."""
+    sockets: int = Field(default=512, ge=8)
+    """Open sockets; what is queued in them is in no process's memory."""
+    call_cpu_s: float = Field(default=600.0, gt=0)
+    """Processor time of one call, all its processes together."""
+    session_cpu_s: float = Field(default=3600.0, gt=0)
+    """Processor time of a session; a session that has used it up runs no more programs."""
     output_bytes: int = Field(default=64 * 1024, ge=256, le=128 * 1024)
     """Output kept of one call: its beginning and its end."""
     flood_bytes: int = Field(default=8 * MIB, ge=4096)
@@ -60,8 +73,11 @@ class ToolWorkerSettings(BaseModel):
     """Name in logs, status and results."""
     instance_id: str | None = None
     """Stable name of this worker across restarts: a restart within the session time-out moves no partitions."""
-    isolation: Literal["bubblewrap", "unsafe-local"] = "bubblewrap"
-    """`unsafe-local` runs model-written code as an ordinary child process, without any isolation."""
+    isolation: Annotated[
+        Literal["bwrap", "docker", "kubernetes", "unsafe-local"],
+        BeforeValidator(lambda given: "bwrap" if given == "bubblewrap" else given),
+    ] = "bwrap"
+    """What holds model-written code: bubblewrap, containers, pods, or (`unsafe-local`, by name only) nothing at all."""
     sandbox: SandboxSettings = Field(default_factory=SandboxSettings)
     """Limits of one sandbox."""
     max_running_calls: int = Field(default=256, ge=1)
@@ -72,6 +88,12 @@ class ToolWorkerSettings(BaseModel):
     """Sandboxed calls running at once; 0: four per core."""
     max_sessions: int = Field(default=256, ge=1)
     """Open sandboxes; each takes about 6 MiB of memory while idle."""
+    blank_sandboxes: int = Field(default=4, ge=0)
+    """Opened in advance, so that the first call of an episode need not wait for one; besides `max_sessions`."""
+    blank_sandbox_s: float = Field(default=3600.0, gt=0)
+    """A sandbox that was opened in advance and not used for so long is replaced."""
+    session_wall_s: float = Field(default=6 * 3600.0, gt=0)
+    """A session as old as this is closed, whatever it does."""
     idle_session_s: float = Field(default=1800.0, gt=0)
     """A session without calls for so long is closed."""
     reclaimable_after_s: float = Field(default=60.0, gt=0)

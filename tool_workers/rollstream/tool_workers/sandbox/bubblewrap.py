@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rollstream.schemas.errors import IsolationError
+from rollstream.tool_workers.sandbox.seccomp_filter import SeccompPrograms
 from rollstream.tool_workers.settings import SandboxSettings
 
 WORKSPACE = "/workspace"
-SUPERVISOR_PATH = "/run/supervisor.py"
-SUPERVISOR_SOURCE = Path(__file__).with_name("supervisor.py")
+SUPERVISOR_PATH = "/run/rollstream.pyz"
+FILTER_PATH = "/run/asking.bpf"
+FALLBACK_FILTER_PATH = "/run/refusing.bpf"
 SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 SYSTEM_FILES = ("/etc/alternatives", "/etc/ld.so.cache")
 ENVIRONMENT = {
@@ -33,6 +35,8 @@ SYNTHETIC_FILES = {
     "/etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
     "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
+HIDDEN_FILES = ("/proc/cmdline",)
+"""Shown empty: what the host's kernel was started with."""
 INSTALL_REMEDY = "install it (Debian, Ubuntu: `apt-get install bubblewrap`; Fedora: `dnf install bubblewrap`)"
 
 
@@ -64,8 +68,16 @@ def find_interpreter() -> Interpreter:
     return Interpreter(executable, None if executable.startswith("/usr/") else sys.base_prefix)
 
 
-def supervisor_limits(limits: SandboxSettings, *, workspace: str, memory_folders: tuple[str, ...]) -> str:
-    """The limits as the supervisor reads them."""
+def supervisor_limits(
+    limits: SandboxSettings,
+    *,
+    workspace: str,
+    memory_folders: tuple[str, ...],
+    filter_path: str = "",
+    fallback_filter_path: str = "",
+    asked_names: Mapping[int, str] | None = None,
+) -> str:
+    """The limits as the supervisor reads them (``inside/limits.py``)."""
     return json.dumps(
         {
             "workspace": workspace,
@@ -75,15 +87,25 @@ def supervisor_limits(limits: SandboxSettings, *, workspace: str, memory_folders
             "file_bytes": limits.file_bytes,
             "open_files": limits.open_files,
             "processes": limits.processes,
+            "files": limits.files,
+            "sockets": limits.sockets,
             "output_bytes": limits.output_bytes,
             "flood_bytes": limits.flood_bytes,
+            "call_cpu_s": limits.call_cpu_s,
+            "session_cpu_s": limits.session_cpu_s,
+            "filter_path": filter_path,
+            "fallback_filter_path": fallback_filter_path,
+            "denied_names": dict(asked_names or {}),
         }
     )
 
 
-def supervisor_command(interpreter: Interpreter, script: str, channel_fd: int, limits: str) -> list[str]:
-    """Start of the supervisor: isolated from the environment and from the user's packages."""
-    return [interpreter.path, "-I", "-B", script, str(channel_fd), limits]
+def supervisor_command(interpreter: Interpreter, archive: str, channel: int | str, limits: str) -> list[str]:
+    """Start of the supervisor: isolated from the environment and from the user's packages.
+
+    ``channel``: a descriptor of a socket, or ``"stdio"``.
+    """
+    return [interpreter.path, "-I", "-B", archive, str(channel), limits]
 
 
 def sandbox_command(
@@ -91,7 +113,7 @@ def sandbox_command(
     interpreter: Interpreter,
     limits: SandboxSettings,
     *,
-    seccomp: bytes,
+    seccomp: SeccompPrograms,
     supervisor: bytes,
     channel_fd: int,
     descriptor: Callable[[bytes], int],
@@ -112,12 +134,23 @@ def sandbox_command(
     for path, text in SYNTHETIC_FILES.items():
         line += ["--perms", "0444", "--ro-bind-data", str(descriptor(text.encode())), path]
     line += ["--symlink", "/usr/share/zoneinfo/UTC", "/etc/localtime"]
-    line += ["--perms", "0444", "--ro-bind-data", str(descriptor(supervisor)), SUPERVISOR_PATH]
+    ours = {SUPERVISOR_PATH: supervisor, FILTER_PATH: seccomp.asking, FALLBACK_FILTER_PATH: seccomp.refusing}
+    for path, content in ours.items():
+        line += ["--perms", "0444", "--ro-bind-data", str(descriptor(content)), path]
+    for path in HIDDEN_FILES:
+        line += ["--perms", "0444", "--ro-bind-data", str(descriptor(b"")), path]
     line += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKSPACE]
     for name, value in ENVIRONMENT.items():
         line += ["--setenv", name, value]
-    line += ["--seccomp", str(descriptor(seccomp)), "--"]
-    limits_text = supervisor_limits(limits, workspace=WORKSPACE, memory_folders=tuple(memory_folders(limits)))
+    line += ["--seccomp", str(descriptor(seccomp.allowing)), "--"]
+    limits_text = supervisor_limits(
+        limits,
+        workspace=WORKSPACE,
+        memory_folders=tuple(memory_folders(limits)),
+        filter_path=FILTER_PATH,
+        fallback_filter_path=FALLBACK_FILTER_PATH,
+        asked_names=seccomp.asked_names,
+    )
     return line + supervisor_command(interpreter, SUPERVISOR_PATH, channel_fd, limits_text)
 
 

@@ -10,9 +10,11 @@ import msgspec
 from rollstream.schemas.errors import TransientError
 
 MAX_FRAME_BYTES = 1024 * 1024
-"""Twice 64 KiB of output, each byte escaped in six characters at worst, fits."""
+"""Six times 128 KiB of output in base64."""
+MAX_DENIED_NAMES = 64
+MAX_SECONDS = 1e7
 
-KillCause = Literal["timeout", "memory", "output", "failed_to_start"]
+KillCause = Literal["timeout", "memory", "output", "cpu", "files", "failed_to_start"]
 
 
 class SandboxLostError(TransientError):
@@ -20,13 +22,14 @@ class SandboxLostError(TransientError):
 
 
 class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """First frame: the supervisor is up."""
+    """First frame: the supervisor is up. ``counts_denials``: refused system calls are counted, not only refused."""
 
     ready: bool
     is_namespace_init: bool
+    counts_denials: bool = False
 
 
-class Execution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Execution(msgspec.Struct, frozen=True):
     """How one program went. ``head`` and ``tail`` are the first and last bytes of its output, decoded."""
 
     exit_code: int | None
@@ -37,29 +40,60 @@ class Execution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tail: str
     total_bytes: int
     run_s: float
+    cpu_s: float = 0.0
+    denied: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """System calls that were refused (or, for ``internet_socket``, only noted), by name."""
+    is_restarted: bool = False
+    """The long-lived process it ran in has ended; the next call has a fresh one."""
+    raw: bytes = b""
+    """The output as bytes, as far as it was kept."""
 
     @property
     def output(self) -> str:
         """Head and tail, with a note about what is left out between them."""
-        omitted = self.total_bytes - len(self.head.encode()) - len(self.tail.encode())
+        omitted = self.total_bytes - len(self.raw) if self.raw else self._omitted_of_text
         return f"{self.head}\n[... {omitted} bytes omitted ...]\n{self.tail}" if omitted > 0 else self.head + self.tail
 
+    @property
+    def _omitted_of_text(self) -> int:
+        return self.total_bytes - len(self.head.encode()) - len(self.tail.encode())
 
-def frame(request: object) -> bytes:
-    """A request as the supervisor reads it."""
-    body = msgspec.json.encode(request)
+
+class _Reply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An execution on the wire; bytes in base64."""
+
+    exit_code: int | None
+    cause: KillCause | None
+    head: bytes
+    tail: bytes
+    total_bytes: int
+    run_s: float
+    cpu_s: float
+    denied: dict[str, int]
+    is_restarted: bool
+
+
+class BridgeEnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A bridged program is over. ``cause`` None: it ended by itself."""
+
+    cause: KillCause | None
+    denied: dict[str, int]
+
+
+def frame(body: bytes) -> bytes:
+    """A body as the supervisor reads it."""
     return struct.pack("!I", len(body)) + body
 
 
-def frame_size(header: bytes) -> int:
+def frame_size(header: bytes, max_bytes: int = MAX_FRAME_BYTES) -> int:
     """Size of the body that follows.
 
     Raises:
         SandboxLostError: larger than any honest reply.
     """
     (size,) = struct.unpack("!I", header)
-    if size > MAX_FRAME_BYTES:
-        raise SandboxLostError(f"the supervisor announced {size} bytes, at most {MAX_FRAME_BYTES} are honest")
+    if size > max_bytes:
+        raise SandboxLostError(f"the supervisor announced {size} bytes, at most {max_bytes} are honest")
     return size
 
 
@@ -82,11 +116,46 @@ def parse_execution(body: bytes) -> Execution:
         SandboxLostError: it is not one, or its numbers are impossible.
     """
     try:
-        execution = msgspec.json.decode(body, type=Execution)
+        reply = msgspec.json.decode(body, type=_Reply)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise SandboxLostError(f"the supervisor's reply is malformed: {error}") from error
-    if execution.total_bytes < 0 or not 0 <= execution.run_s < 1e7:
-        raise SandboxLostError(
-            f"the supervisor's reply is impossible: {execution.total_bytes} bytes in {execution.run_s} s"
-        )
-    return execution
+    if reply.total_bytes < 0 or not 0 <= reply.run_s < MAX_SECONDS or not 0 <= reply.cpu_s < MAX_SECONDS:
+        raise SandboxLostError(f"the supervisor's reply is impossible: {reply.total_bytes} bytes in {reply.run_s} s")
+    return Execution(
+        exit_code=reply.exit_code,
+        cause=reply.cause,
+        head=reply.head.decode("utf-8", "backslashreplace"),
+        tail=reply.tail.decode("utf-8", "backslashreplace"),
+        total_bytes=reply.total_bytes,
+        run_s=reply.run_s,
+        cpu_s=reply.cpu_s,
+        denied=checked_denials(reply.denied),
+        is_restarted=reply.is_restarted,
+        raw=reply.head + reply.tail,
+    )
+
+
+def parse_bridge_end(body: bytes) -> BridgeEnd:
+    """How a bridged program ended.
+
+    Raises:
+        SandboxLostError: it does not say.
+    """
+    try:
+        end = msgspec.json.decode(body, type=BridgeEnd)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise SandboxLostError(f"the supervisor's last word is malformed: {error}") from error
+    return msgspec.structs.replace(end, denied=checked_denials(end.denied))
+
+
+def checked_denials(denied: dict[str, int]) -> dict[str, int]:
+    """Counts that can be.
+
+    Raises:
+        SandboxLostError: there are too many, or they are no counts.
+    """
+    if len(denied) > MAX_DENIED_NAMES or any(
+        count < 0 or not name.isidentifier() or len(name) > MAX_DENIED_NAMES for name, count in denied.items()
+    ):
+        raise SandboxLostError("the supervisor's counts of refused system calls are impossible")
+    return denied

@@ -1,4 +1,9 @@
-"""The system calls a sandbox may not make, as a BPF program."""
+"""The system calls a sandbox may make, as BPF programs.
+
+The first program, loaded by bubblewrap, allows what ordinary programs need and answers everything else as if the kernel
+did not know it. The second one, loaded by the supervisor, is about what attackers try: it has the kernel ask the
+supervisor, which refuses and counts (``inside/denials.py``). The third is the second one without asking.
+"""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 # (pyseccomp has no annotations)
@@ -8,43 +13,40 @@ from __future__ import annotations
 import errno
 import logging
 import tempfile
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from rollstream.schemas.errors import IsolationError
+from rollstream.tool_workers.sandbox.system_calls import ALLOWED, ALLOWED_SOCKET_FAMILIES, FORBIDDEN
 
 logger = logging.getLogger(__name__)
 
-FORBIDDEN = (
-    # other processes
-    "ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "kcmp", "pidfd_getfd",
-    # keys, kernel programs, profiling, rings
-    "keyctl", "add_key", "request_key", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter",
-    "io_uring_register",
-    # mounts and namespaces
-    "mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "fsopen", "fsconfig", "fsmount", "fspick",
-    "mount_setattr", "unshare", "setns",
-    # machine
-    "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "swapon", "swapoff", "reboot",
-    "syslog", "quotactl", "acct", "settimeofday", "clock_settime", "adjtimex", "clock_adjtime", "iopl", "ioperm",
-    "vhangup",
-    # files by handle, watching all files, placement of memory
-    "open_by_handle_at", "name_to_handle_at", "lookup_dcookie", "fanotify_init", "mbind", "set_mempolicy",
-    "move_pages", "migrate_pages", "memfd_secret",
-)  # fmt: skip
-ABSENT = ("memfd_create", "shmget", "clone3")
-"""Answered ENOSYS. Memory in no process escapes the watch over memory; glibc falls back from clone3 to clone, whose
-flags a filter can see."""
 NAMESPACE_FLAGS = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET."""
-ALLOWED_SOCKET_FAMILIES = frozenset({1, 2, 10})
-"""UNIX, INET, INET6; the network namespace does not cover the others (vsock, netlink, alg)."""
 TERMINAL_INJECTIONS = (0x5412, 0x541C)
 """TIOCSTI, TIOCLINUX; compared in 32 bits, as the kernel does (CVE-2019-10063)."""
+INTERNET_FAMILIES = (2, 10)
+SUPERVISOR_PID = 1
+BINARY_TREE = 2
+SETTERS_OF_OTHERS = {"sched_setaffinity": 0, "sched_setscheduler": 0, "sched_setparam": 0, "sched_setattr": 0,
+                     "setpriority": 1, "ioprio_set": 1}  # fmt: skip
+"""Where each names the process it changes: changes to the supervisor would slow it down."""
+
+
+@dataclass(frozen=True)
+class SeccompPrograms:
+    """BPF programs, and the names of the system calls the asking one asks about."""
+
+    allowing: bytes
+    asking: bytes
+    refusing: bytes
+    asked_names: dict[int, str]
 
 
 @cache
-def seccomp_program() -> bytes:
-    """The filter for ``bwrap --seccomp``.
+def seccomp_programs() -> SeccompPrograms:
+    """The filters of every sandbox.
 
     Raises:
         IsolationError: libseccomp is missing.
@@ -55,25 +57,51 @@ def seccomp_program() -> bytes:
         raise IsolationError(
             f"cannot filter system calls, libseccomp is missing ({error}): install it (Debian, Ubuntu: libseccomp2)"
         ) from error
-    rules = pyseccomp.SyscallFilter(defaction=pyseccomp.ALLOW)
-    refused = pyseccomp.ERRNO(errno.EPERM)
-    for name in FORBIDDEN:
+    names = {number: name for name in (*FORBIDDEN, "clone", "socket", "prlimit64", "ioctl", *SETTERS_OF_OTHERS)
+             if (number := pyseccomp.resolve_syscall(pyseccomp.system_arch(), name)) >= 0}  # fmt: skip
+    return SeccompPrograms(
+        allowing=_allowing(pyseccomp),
+        asking=_forbidding(pyseccomp, pyseccomp.NOTIFY, pyseccomp.NOTIFY),
+        refusing=_forbidding(pyseccomp, pyseccomp.ERRNO(errno.EPERM), pyseccomp.ALLOW),
+        asked_names=names,
+    )
+
+
+def _allowing(pyseccomp: Any) -> bytes:
+    rules = pyseccomp.SyscallFilter(defaction=pyseccomp.ERRNO(errno.ENOSYS))
+    for name in (*ALLOWED, *FORBIDDEN):
         if pyseccomp.resolve_syscall(pyseccomp.system_arch(), name) < 0:
-            logger.info("libseccomp does not know system call %s on this machine; it is not filtered", name)
+            logger.debug("libseccomp does not know system call %s on this machine; it is not allowed", name)
             continue
-        rules.add_rule(refused, name)
-    for name in ABSENT:
-        rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), name)
+        rules.add_rule(pyseccomp.ALLOW, name)
+    return _exported(rules)
+
+
+def _forbidding(pyseccomp: Any, refused: int, counted: int) -> bytes:
+    rules = pyseccomp.SyscallFilter(defaction=pyseccomp.ALLOW)
+    equal, masked_equal = pyseccomp.EQ, pyseccomp.MASKED_EQ
+    for name in FORBIDDEN:
+        if pyseccomp.resolve_syscall(pyseccomp.system_arch(), name) >= 0:
+            rules.add_rule(refused, name)
     for flag in NAMESPACE_FLAGS:
-        rules.add_rule(refused, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
+        rules.add_rule(refused, "clone", pyseccomp.Arg(0, masked_equal, flag, flag))
     for family in range(max(ALLOWED_SOCKET_FAMILIES)):
         if family not in ALLOWED_SOCKET_FAMILIES:
-            rules.add_rule(refused, "socket", pyseccomp.Arg(0, pyseccomp.EQ, family))
+            rules.add_rule(refused, "socket", pyseccomp.Arg(0, masked_equal, 0xFFFFFFFF, family))
     rules.add_rule(refused, "socket", pyseccomp.Arg(0, pyseccomp.GT, max(ALLOWED_SOCKET_FAMILIES)))
+    if counted != pyseccomp.ALLOW:
+        for family in INTERNET_FAMILIES:
+            rules.add_rule(counted, "socket", pyseccomp.Arg(0, equal, family))
     # Same uid as the supervisor: without this a call could lower the limits of PID 1.
     rules.add_rule(refused, "prlimit64", pyseccomp.Arg(0, pyseccomp.NE, 0))
+    for name, place in SETTERS_OF_OTHERS.items():
+        rules.add_rule(refused, name, pyseccomp.Arg(place, masked_equal, 0xFFFFFFFF, SUPERVISOR_PID))
     for request in TERMINAL_INJECTIONS:
-        rules.add_rule(refused, "ioctl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, request))
+        rules.add_rule(refused, "ioctl", pyseccomp.Arg(1, masked_equal, 0xFFFFFFFF, request))
+    return _exported(rules)
+
+
+def _exported(rules: Any) -> bytes:
     with tempfile.TemporaryFile() as file:
         rules.export_bpf(file)
         file.seek(0)

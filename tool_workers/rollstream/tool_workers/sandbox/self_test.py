@@ -1,4 +1,4 @@
-"""Tries to get out of a sandbox before any model-written code is let in."""
+"""Tries to get out of a sandbox, and to exceed its limits, before any model-written code is let in."""
 
 from __future__ import annotations
 
@@ -10,65 +10,25 @@ import tempfile
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rollstream.schemas.errors import IsolationError
 from rollstream.tool_workers.sandbox.bubblewrap import ENVIRONMENT
+from rollstream.tool_workers.sandbox.escape_probe import PROBE
+from rollstream.tool_workers.sandbox.isolation_report import IsolationReport, Layer
 from rollstream.tool_workers.sandbox.replies import SandboxLostError
 from rollstream.tool_workers.sandbox.sandbox import Sandbox, SandboxFactory, SupervisedSandbox
+from rollstream.tool_workers.sandbox.spawning import Enforcement
+from rollstream.tool_workers.settings import MIB, SandboxSettings
 
 PROBE_TIMEOUT_S = 15.0
 SECONDS_OF_A_LONG_PROGRAM = 600
 KILL_TIMEOUT_S = 0.3
-SHELL_VARIABLES = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"})
-
-PROBE = r"""
-import ctypes, glob, json, os, socket
-canary_file, canary_word, port = {canaries!r}
-libc = ctypes.CDLL(None, use_errno=True)
-
-def refused(action):
-    try:
-        action()
-    except OSError:
-        return True
-    return False
-
-def readable(path):
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-
-def write(path):
-    with open(path, "w") as file:
-        file.write("x")
-
-status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
-word = canary_word.encode()
-print(json.dumps({{
-    "environment": sorted(os.environ),
-    "word_in_processes": any(
-        word in readable(p + "/environ") + readable(p + "/cmdline") for p in glob.glob("/proc/[0-9]*")
-    ),
-    "pids": [int(p) for p in os.listdir("/proc") if p.isdecimal()],
-    "host_files": [p for p in (canary_file, "/root", "/home", "/etc/shadow", "/var", "/sys") if os.path.exists(p)],
-    "interfaces": sorted(os.listdir("/sys/class/net")) if os.path.isdir("/sys/class/net") else [],
-    "loopback_refused": refused(lambda: socket.create_connection(("127.0.0.1", port), 2)),
-    "internet_refused": refused(lambda: socket.create_connection(("192.0.2.1", 80), 2)),
-    "families_refused": all(refused(lambda: socket.socket(family)) for family in (16, 38, 40)),
-    "writes_refused": all(refused(lambda: write(p)) for p in ("/x", "/usr/x", "/etc/x", "/dev/x", "/proc/sys/x")),
-    "workspace_writable": not refused(lambda: write("/workspace/probe")),
-    "seccomp": status["Seccomp"].strip(),
-    "no_new_privileges": status["NoNewPrivs"].strip(),
-    "capabilities": int(status["CapEff"], 16) | int(status["CapPrm"], 16) | int(status["CapAmb"], 16),
-    "unshare": libc.unshare(0x10000000),
-    "open_files": sorted(int(f) for f in os.listdir("/proc/self/fd")),
-    "uid": os.getuid(),
-}}))
-"""
+SHELL_VARIABLES = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE", "container", "HOSTNAME"})
+"""What a shell, a container's engine or Python itself adds."""
+MOST_MEMORY_TRIED_BYTES = 2048 * MIB
+SIZE_TOLERANCE = 1.1
 
 
 @dataclass(frozen=True)
@@ -77,43 +37,83 @@ class Probe:
 
     name: str
     holds: Callable[[dict[str, Any]], bool]
+    remedy: str = ""
 
 
 PROBES = (
     Probe("empty environment", lambda f: set(f["environment"]) <= ENVIRONMENT.keys() | SHELL_VARIABLES),
     Probe("no secrets in processes", lambda f: not f["word_in_processes"]),
-    Probe("host processes invisible", lambda f: max(f["pids"]) < 1000 and len(f["pids"]) < 5),
+    Probe(
+        "host processes invisible",
+        lambda f: max(f["pids"]) < 1000 and len(f["pids"]) < 6,
+        "a private /proc is needed: in Kubernetes `procMount: Unmasked` with `hostUsers: false`, in Docker "
+        "`--security-opt systempaths=unconfined`",
+    ),
     Probe("host files invisible", lambda f: not f["host_files"]),
-    Probe("no network", lambda f: f["loopback_refused"] and f["internet_refused"] and f["families_refused"]),
+    Probe("no open descriptors", lambda f: set(f["open_files"]) <= {0, 1, 2, 3}),
+    Probe(
+        "no network",
+        lambda f: f["loopback_refused"] and f["internet_refused"] and f["ipv6_refused"] and f["sockets_refused"],
+    ),
     Probe("read-only root", lambda f: f["writes_refused"] and f["workspace_writable"]),
-    Probe("system calls filtered", lambda f: f["seccomp"] == "2" and f["unshare"] == -1),
+    Probe("system calls filtered", lambda f: f["seccomp"] == "2" and not f["calls_allowed"]),
+    Probe("no namespaces inside", lambda f: f["unshare"] == -1 and not f["clones_allowed"]),
+    Probe("no keys of the host", lambda f: f["keyring_refused"]),
     Probe("no privileges", lambda f: f["capabilities"] == 0 and f["no_new_privileges"] == "1" and f["uid"] != 0),
 )
 
 
-async def check_isolation(factory: SandboxFactory) -> list[str]:
-    """Open sandboxes and try to get out; returns the names of what holds.
+async def check_isolation(factory: SandboxFactory, limits: SandboxSettings, *, level: str = "bwrap") -> IsolationReport:
+    """Open sandboxes and try to get out.
+
+    Args:
+        factory: opens them.
+        limits: what they are allowed.
+        level: for the report.
 
     Raises:
-        IsolationError: a sandbox does not start, or something gets out; names everything that does.
+        IsolationError: a sandbox does not start, or a required layer does not hold; names each, and the remedy.
     """
     with _canaries() as canaries:
-        results = await _results(factory, canaries)
-    if failed := [name for name, holds in results if not holds]:
+        layers = await _layers(factory, limits, canaries)
+    report = IsolationReport(level, (*layers, _group_layer(limits, factory.enforcement)))
+    if report.failed:
         raise IsolationError(
-            f"the sandbox does not hold: {', '.join(failed)}; run the tool worker where namespaces, seccomp and a "
-            'private /proc are available, serve only tools without a sandbox (tools = ["calculator"]), or choose '
-            'isolation = "unsafe-local" by name on a machine you can lose'
+            f"the sandbox does not hold: {', '.join(str(layer) for layer in report.failed)}; run the tool worker where "
+            "namespaces, seccomp and a private /proc are available, serve only tools without a sandbox (tools = "
+            '["calculator"]), or choose isolation = "unsafe-local" by name on a machine you can lose'
         )
-    return [name for name, _ in results]
+    return report
 
 
-async def _results(factory: SandboxFactory, canaries: tuple[str, str, int]) -> list[tuple[str, bool]]:
+def _group_layer(limits: SandboxSettings, enforcement: Enforcement) -> Layer:
+    return Layer(
+        "control groups",
+        holds=enforcement.kind != "none",
+        detail=enforcement.kind,
+        remedy=f"{enforcement.reason or 'none are used'}: memory is watched ten times a second instead; run as root, "
+        "or under systemd with Delegate=yes, to have it enforced by the kernel",
+        is_required=limits.memory_enforcement == "cgroup",
+    )
+
+
+async def _layers(factory: SandboxFactory, limits: SandboxSettings, canaries: tuple[str, str, int]) -> list[Layer]:
     first = await factory.open()
     second = await factory.open()
     try:
         found = await _findings(first, canaries)
-        return [(probe.name, probe.holds(found)) for probe in PROBES] + await _behaviour(first, second)
+        probed = [Layer(probe.name, probe.holds(found), remedy=probe.remedy) for probe in PROBES]
+        return [
+            *probed,
+            Layer(
+                "refusals counted",
+                factory.counts_denials and first.denied_before > 0,
+                detail="" if factory.counts_denials else "this kernel cannot ask",
+                is_required=False,
+            ),
+            *await _behaviour(first, second),
+            *await _limits_hold(second, limits, found),
+        ]
     except (SandboxLostError, ValueError, KeyError) as error:
         raise IsolationError(f"the isolation self-test could not be completed: {error}") from error
     finally:
@@ -154,9 +154,36 @@ async def _keeps_the_time(sandbox: Sandbox) -> bool:
     return stuck.cause == "timeout"
 
 
-async def _behaviour(first: SupervisedSandbox, second: SupervisedSandbox) -> list[tuple[str, bool]]:
+async def _behaviour(first: SupervisedSandbox, second: SupervisedSandbox) -> list[Layer]:
     """What takes more than one call, and more than one sandbox."""
-    found = [("kill of the whole tree", await _kills_the_tree(first)), ("time limit", await _keeps_the_time(first))]
+    found = [Layer("kill of the whole tree", await _kills_the_tree(first))]
+    found.append(Layer("time limit", await _keeps_the_time(first)))
     await first.bash("echo x > /workspace/only-here; echo x > /dev/shm/only-here", timeout_s=PROBE_TIMEOUT_S)
     looked = await second.bash("cat /workspace/only-here /dev/shm/only-here /tmp/only-here", timeout_s=PROBE_TIMEOUT_S)
-    return [*found, ("sessions apart", "x\n" not in looked.output and looked.exit_code != 0)]
+    return [*found, Layer("sessions apart", "x\n" not in looked.output and looked.exit_code != 0)]
+
+
+async def _limits_hold(sandbox: SupervisedSandbox, limits: SandboxSettings, found: dict[str, Any]) -> list[Layer]:
+    sizes = {"/workspace": limits.workspace_bytes, "/tmp": limits.scratch_bytes, "/dev/shm": limits.scratch_bytes}
+    are_right = all(found["sizes"][path] <= size * SIZE_TOLERANCE for path, size in sizes.items())
+    bomb = await sandbox.python(
+        f"import os, signal\nfor n in range({limits.processes + 50}):\n"
+        "  try:\n    if os.fork() == 0: signal.pause()\n"
+        "  except OSError: print('bounded'); break",
+        timeout_s=PROBE_TIMEOUT_S,
+    )
+    flood = await sandbox.bash("yes", timeout_s=PROBE_TIMEOUT_S)
+    memory = Layer("memory limit", True, detail=f"not tried beyond {MOST_MEMORY_TRIED_BYTES // MIB} MiB")
+    if limits.memory_bytes <= MOST_MEMORY_TRIED_BYTES:
+        greedy = await sandbox.python(
+            f"import time\nblocks = [bytearray(8 << 20) for _ in range({limits.memory_bytes // (8 * MIB) + 8})]\n"
+            "time.sleep(5)",
+            timeout_s=PROBE_TIMEOUT_S,
+        )
+        memory = replace(memory, holds=greedy.cause == "memory" or "MemoryError" in greedy.output, detail="")
+    return [
+        Layer("sizes of folders", are_right),
+        Layer("number of processes", "bounded" in bomb.output),
+        Layer("amount of output", flood.cause == "output"),
+        memory,
+    ]

@@ -1,27 +1,23 @@
-"""Starts supervisors, in a sandbox or (by name only) as plain children.
-
-All are started by one long-lived thread: ``--die-with-parent`` follows the thread that started the process, so a pool's
-short-lived thread would take its sandboxes with it. The environment handed to bwrap is empty, because bwrap's own
-environment is readable inside.
-"""
+"""Starts supervisors: in a sandbox, or (by name only) as plain children."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from rollstream.schemas.errors import IsolationError
+from rollstream.tool_workers.sandbox.archives import compiled_archive, inside_archive
 from rollstream.tool_workers.sandbox.bubblewrap import (
     ENVIRONMENT,
-    SUPERVISOR_SOURCE,
     Interpreter,
     explain_failure,
     find_bubblewrap,
@@ -30,7 +26,9 @@ from rollstream.tool_workers.sandbox.bubblewrap import (
     supervisor_command,
     supervisor_limits,
 )
-from rollstream.tool_workers.sandbox.seccomp_filter import seccomp_program
+from rollstream.tool_workers.sandbox.launching import GroupFacts, LaunchedSandbox, LauncherProcess
+from rollstream.tool_workers.sandbox.outside.launcher import CHANNEL_FD, FIRST_CONTENT_FD
+from rollstream.tool_workers.sandbox.seccomp_filter import seccomp_programs
 from rollstream.tool_workers.settings import SandboxSettings
 
 MAX_COMPLAINT_BYTES = 4000
@@ -38,33 +36,35 @@ UNLIMITED_PROCESSES = 1_000_000
 """Outside a user namespace the limit would count every process of the user."""
 
 
-class SupervisorProcess:
-    """A running supervisor (or the bwrap around it) and our end of its socket. Blocking methods."""
+@dataclass(frozen=True)
+class Enforcement:
+    """Where limits of memory and processes are enforced: ``v1`` or ``v2`` control groups, an engine, or ``none``.
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], channel: socket.socket, complaints_fd: int, folder: Path | None = None
-    ) -> None:
-        self.channel = channel
-        self._process = process
-        self._complaints_fd = complaints_fd
-        self._folder = folder
+    Attributes:
+        reason: why it is nowhere.
+    """
+
+    kind: str
+    reason: str = ""
+
+
+class SupervisorProcess(Protocol):
+    """A running supervisor (or what is around it) and our end of its channel. Blocking methods."""
+
+    channel: socket.socket
+    facts: GroupFacts
 
     def kill(self) -> None:
         """Kill it and with it everything inside. Returns at once."""
-        if self._process.poll() is None:
-            self._process.kill()
+        ...
 
     def dispose(self) -> None:
-        """Kill, reap and free what it held."""
-        self.kill()
-        self._process.wait()
-        os.close(self._complaints_fd)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        """Kill, reap and free what it held. To be called once."""
+        ...
 
     def complaint(self) -> str:
         """What it wrote to its standard error."""
-        return os.pread(self._complaints_fd, MAX_COMPLAINT_BYTES, 0).decode(errors="backslashreplace").strip()
+        ...
 
 
 class Spawner(Protocol):
@@ -73,16 +73,25 @@ class Spawner(Protocol):
     is_isolated: bool
 
     def spawn(self) -> SupervisorProcess:
-        """Start one. Call it only on the one thread that starts them all."""
+        """Start one. Call it only on the one thread that starts them all. Raises IsolationError."""
         ...
 
     def explain(self, complaint: str) -> str:
         """What to do about a supervisor that did not start."""
         ...
 
+    @property
+    def enforcement(self) -> Enforcement:
+        """What holds memory and processes; known once a supervisor was started."""
+        ...
+
+    def close(self) -> None:
+        """End what is left, and what serves them all."""
+        ...
+
 
 class BubblewrapSpawner:
-    """Starts supervisors as PID 1 of a bubblewrap sandbox.
+    """Starts supervisors as PID 1 of a bubblewrap sandbox, through a launcher; as root under user ids of their own.
 
     Raises:
         IsolationError: bubblewrap or libseccomp is missing.
@@ -94,66 +103,123 @@ class BubblewrapSpawner:
         self._limits = limits
         self._bubblewrap = find_bubblewrap()
         self.interpreter: Interpreter = find_interpreter()
-        self._seccomp = seccomp_program()
-        self._supervisor = SUPERVISOR_SOURCE.read_bytes()
-        self._uids = itertools.cycle(range(limits.first_uid, limits.first_uid + limits.uids))
+        self._seccomp = seccomp_programs()
+        self._launcher: LauncherProcess | None = None
 
-    def spawn(self) -> SupervisorProcess:
-        """Start one; as root under an unprivileged user id of its own."""
-        ours, theirs = socket.socketpair()
-        complaints_fd = os.memfd_create("complaints")
-        channel_fd = theirs.fileno()
-        opened: list[int] = []
+    @property
+    def launcher(self) -> LauncherProcess:
+        """Started when it is first asked for."""
+        if self._launcher is None:
+            command, contents = self.command()
+            limits = self._limits
+            uids = list(range(limits.first_uid, limits.first_uid + limits.uids)) if os.geteuid() == 0 else []
+            self._launcher = LauncherProcess(
+                command, contents, limits, uids, uses_cgroups=limits.memory_enforcement != "watch"
+            )
+        return self._launcher
+
+    def command(self) -> tuple[list[str], list[bytes]]:
+        """Bubblewrap's command line, and what its descriptors from 11 on hold."""
+        contents: list[bytes] = []
 
         def descriptor(content: bytes) -> int:
-            opened.append(_readable(content))
-            return opened[-1]
+            contents.append(content)
+            return FIRST_CONTENT_FD + len(contents) - 1
 
-        try:
-            command = sandbox_command(
-                self._bubblewrap,
-                self.interpreter,
-                self._limits,
-                seccomp=self._seccomp,
-                supervisor=self._supervisor,
-                channel_fd=channel_fd,
-                descriptor=descriptor,
-            )
-            uid = next(self._uids) if os.geteuid() == 0 else None
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=complaints_fd,
-                env={},
-                cwd="/",
-                pass_fds=(channel_fd, *opened),
-                user=uid,
-                group=uid,
-                extra_groups=None if uid is None else [],
-            )
-        except BaseException:
-            ours.close()
-            os.close(complaints_fd)
-            raise
-        finally:
-            theirs.close()
-            for number in opened:
-                os.close(number)
-        return SupervisorProcess(process, ours, complaints_fd)
+        command = sandbox_command(
+            self._bubblewrap,
+            self.interpreter,
+            self._limits,
+            seccomp=self._seccomp,
+            supervisor=compiled_archive(self.interpreter.path),
+            channel_fd=CHANNEL_FD,
+            descriptor=descriptor,
+        )
+        return command, contents
+
+    def spawn(self) -> SupervisorProcess:
+        """Start one."""
+        return LaunchedSupervisor(self.launcher, self.launcher.spawn())
 
     def explain(self, complaint: str) -> str:
-        """Translate bwrap's message."""
+        """What bwrap's complaint means."""
         return explain_failure(complaint)
+
+    @property
+    def enforcement(self) -> Enforcement:
+        """As the launcher found it."""
+        return Enforcement(self.launcher.cgroups, self.launcher.cgroups_reason)
+
+    def close(self) -> None:
+        """End the launcher and every sandbox."""
+        if self._launcher is not None:
+            self._launcher.close()
+
+
+class LaunchedSupervisor:
+    """A supervisor that the launcher has started."""
+
+    def __init__(self, launcher: LauncherProcess, sandbox: LaunchedSandbox) -> None:
+        self.channel = sandbox.channel
+        self.facts = sandbox.facts
+        self._launcher = launcher
+        self._sandbox = sandbox
+
+    def kill(self) -> None:
+        """Its number stays its own until the launcher has been told of its end."""
+        with suppress(ProcessLookupError):
+            os.kill(self._sandbox.pid, signal.SIGKILL)
+
+    def dispose(self) -> None:
+        """Have the launcher end it."""
+        self._launcher.end(self._sandbox)
+        os.close(self._sandbox.complaints_fd)
+        self.facts.close()
+
+    def complaint(self) -> str:
+        """Of bwrap, or of the launcher before it became bwrap."""
+        return read_complaint(self._sandbox.complaints_fd)
+
+
+class PlainSupervisor:
+    """A supervisor that is a child of ours."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], channel: socket.socket, complaints_fd: int, folder: Path
+    ) -> None:
+        self.channel = channel
+        self.facts = GroupFacts()
+        self._process = process
+        self._complaints_fd = complaints_fd
+        self._folder = folder
+
+    def kill(self) -> None:
+        """Kill it; what it has started ends with it only if it lets go of nothing."""
+        if self._process.poll() is None:
+            self._process.kill()
+
+    def dispose(self) -> None:
+        """Kill, reap, and remove its folder."""
+        self.kill()
+        self._process.wait()
+        os.close(self._complaints_fd)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def complaint(self) -> str:
+        """What it wrote to its standard error."""
+        return read_complaint(self._complaints_fd)
 
 
 class UnsafeLocalSpawner:
-    """Starts supervisors as plain children in a temporary folder: limits, but no isolation at all."""
+    """Starts supervisors as ordinary processes: no isolation, only time limits and clean-up."""
 
     is_isolated = False
 
     def __init__(self, limits: SandboxSettings) -> None:
         self._limits = limits.model_copy(update={"processes": UNLIMITED_PROCESSES})
+        self._archive = tempfile.NamedTemporaryFile(prefix="rollstream-", suffix=".pyz")  # noqa: SIM115 -- close()
+        self._archive.write(inside_archive())
+        self._archive.flush()
 
     def spawn(self) -> SupervisorProcess:
         """Start one in a group of its own."""
@@ -161,7 +227,7 @@ class UnsafeLocalSpawner:
         ours, theirs = socket.socketpair()
         complaints_fd = os.memfd_create("complaints")
         limits = supervisor_limits(self._limits, workspace=str(folder), memory_folders=())
-        command = supervisor_command(Interpreter(sys.executable), str(SUPERVISOR_SOURCE), theirs.fileno(), limits)
+        command = supervisor_command(Interpreter(sys.executable), self._archive.name, theirs.fileno(), limits)
         with theirs:
             process = subprocess.Popen(
                 command,
@@ -173,16 +239,20 @@ class UnsafeLocalSpawner:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
-        return SupervisorProcess(process, ours, complaints_fd, folder)
+        return PlainSupervisor(process, ours, complaints_fd, folder)
 
     def explain(self, complaint: str) -> str:
         """Nothing is known about it."""
         return "see the message above"
 
+    @property
+    def enforcement(self) -> Enforcement:
+        """Nothing is."""
+        return Enforcement("none", "isolation is off")
 
-def spawning_thread() -> ThreadPoolExecutor:
-    """The one thread; keep it as long as the sandboxes live."""
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="sandbox-spawner")
+    def close(self) -> None:
+        """Remove what they were started from."""
+        self._archive.close()
 
 
 def build_spawner(isolation: str, limits: SandboxSettings) -> Spawner:
@@ -196,8 +266,6 @@ def build_spawner(isolation: str, limits: SandboxSettings) -> Spawner:
     return UnsafeLocalSpawner(limits) if isolation == "unsafe-local" else BubblewrapSpawner(limits)
 
 
-def _readable(content: bytes) -> int:
-    descriptor = os.memfd_create("content")
-    os.write(descriptor, content)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
+def read_complaint(fd: int) -> str:
+    """The beginning of what a process wrote there."""
+    return os.pread(fd, MAX_COMPLAINT_BYTES, 0).decode(errors="backslashreplace").strip()

@@ -1,0 +1,79 @@
+"""What processes and folders use right now."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterable
+
+PAGE_BYTES = resource.getpagesize()
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def processes_of_namespace() -> list[int]:
+    """All but the supervisor, which is process 1."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal() and name != "1"]
+
+
+def descendants(pid: int) -> list[int]:
+    """All living processes below ``pid``."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                for child in map(int, file.read().split()):
+                    found += [child, *descendants(child)]
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory, shared pages included; readable for every process."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * PAGE_BYTES
+    return 0
+
+
+def proportional_bytes(pid: int) -> int:
+    """Resident memory with shared pages divided among those who share them."""
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/smaps_rollup") as file:
+        for line in file:
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return resident_bytes(pid)
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of a process and of the children it has waited for."""
+    return sum(map(int, _stat_fields(pid)[11:15])) / TICKS_PER_S
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether it is dead and only waits to be noticed, or is gone."""
+    fields = _stat_fields(pid)
+    return not fields or fields[0] in ("Z", "X")
+
+
+def used_bytes(folder: str) -> int:
+    """Bytes used in the file system of a folder."""
+    facts = os.statvfs(folder)
+    return (facts.f_blocks - facts.f_bfree) * facts.f_frsize
+
+
+def used_files(folders: Iterable[str]) -> int:
+    """Files, folders and extended attributes: what takes kernel memory although it may hold no byte."""
+    return sum((facts := os.statvfs(folder)).f_files - facts.f_ffree for folder in folders)
+
+
+def open_sockets() -> int:
+    """Sockets of the network namespace; what is queued in them is in no process's memory."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/net/sockstat") as file:
+        return int(file.readline().split()[2])
+    return 0
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """Of ``/proc/<pid>/stat`` from the state on; a name may hold spaces and parentheses."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()
+    return []
