@@ -24,6 +24,7 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 ANSWER_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 65536
 MAX_DESCRIPTORS = 8
+MAX_COMPLAINT_BYTES = 2000
 OOM_KILLS = re.compile(rb"^oom_kill (\d+)", re.MULTILINE)
 CPU_USAGE = re.compile(rb"^usage_usec (\d+)", re.MULTILINE)
 
@@ -89,6 +90,7 @@ class LauncherProcess:
             "uses_cgroups": uses_cgroups,
         }
         self._source = launcher_archive()
+        self._complaints_fd = os.memfd_create("complaints")
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -136,6 +138,9 @@ class LauncherProcess:
                     self._process.kill()
                     self._process.wait()
                 self._process = None
+            if self._complaints_fd >= 0:
+                os.close(self._complaints_fd)
+                self._complaints_fd = -1
 
     @property
     def _is_alive(self) -> bool:
@@ -156,6 +161,7 @@ class LauncherProcess:
                 [interpreter, "-I", "-S", "-B", f"/proc/self/fd/{source_fd}", *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=self._complaints_fd,
                 env={},
                 cwd="/",
                 pass_fds=(theirs.fileno(), source_fd),
@@ -175,8 +181,9 @@ class LauncherProcess:
             return self._answer()
         except (OSError, ValueError) as error:
             self._kill()
+            complaint = os.pread(self._complaints_fd, MAX_COMPLAINT_BYTES, 0).decode(errors="replace")
             raise IsolationError(
-                f"the launcher of sandboxes does not answer ({error}); its sandboxes are gone"
+                f"the launcher of sandboxes does not answer ({error}), its sandboxes are gone; {complaint}"
             ) from error
 
     def _answer(self) -> tuple[dict[str, Any], list[int]]:

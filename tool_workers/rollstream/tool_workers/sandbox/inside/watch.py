@@ -124,6 +124,8 @@ def watch(
             for fd, events in poll.poll(1000 * max(0.0, min(program.deadline, resources.next_look) - now) + 1):
                 if fd == worker_fd:
                     return "timeout"  # nobody is there to tell; the supervisor finds out when it tries
+                elif fd == program.done_fd and not events & select.POLLIN:
+                    poll.unregister(fd)  # it can say nothing more; it may be about to end
                 elif fd in (pidfd, program.done_fd):
                     is_over = True
                 elif fd == denials.listener_fd:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 OURS = re.compile(r"rollstream-(\d+)-(\d+)")
 CONTROLLERS = ("memory", "pids")
-MAX_UNREMOVED = 100_000
+DEAD = ("Z", "X")
+"""States of a process that has ended and waits to be noticed."""
 
 
 @dataclass(frozen=True)
@@ -205,9 +206,10 @@ def group_name(pid: int) -> str:
 
 
 def start_ticks(pid: int) -> int:
-    """When a process started, in clock ticks since the machine did; 0: there is no such process."""
+    """When a living process started, in clock ticks since the machine did; 0: there is no such process."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", errors="replace") as file:
-        return int(file.read().rpartition(")")[2].split()[19])
+        state, *fields = file.read().rpartition(")")[2].split()
+        return 0 if state in DEAD else int(fields[18])
     return 0
 
 
