@@ -30,7 +30,8 @@ async def main():
     async with SandboxFactory(build_spawner("bwrap", limits), limits, max_running_programs=8) as factory:
         boxes = [await factory.open() for _ in range(4)]
         print("ready", flush=True)
-        await asyncio.gather(*(box.bash("trap '' TERM; setsid nohup sleep 7654 & sleep 7654", timeout_s=60) for box in boxes))
+        sleep = "trap '' TERM; setsid nohup sleep 7654 & sleep 7654"
+        await asyncio.gather(*(box.bash(sleep, timeout_s=60) for box in boxes))
 asyncio.run(main())
 """
 LIMITS = SandboxSettings()
@@ -132,7 +133,9 @@ async def test_closed_sandboxes_leave_no_group_and_no_process() -> None:
 
 def groups_of(launcher: int) -> list[Path]:
     mounts = find_mounts(Path("/proc/mounts").read_text(), Path("/proc/self/cgroup").read_text())
-    places = {folder for pair in mounts.v1.values() for folder in pair} | ({mounts.v2} if mounts.v2 else set())
+    places: set[Path] = {folder for pair in mounts.v1.values() for folder in pair}
+    if mounts.v2 is not None:
+        places.add(mounts.v2)
     return [group for place in places for group in place.glob(f"rollstream-{launcher}-*")]
 
 

@@ -21,7 +21,7 @@ def shout(text: str) -> str:
 
 
 def test_built_in_tools_are_found_by_name() -> None:
-    assert load_tools(BUILTIN_TOOLS).names == ["calculator", "bash", "python"]
+    assert load_tools(BUILTIN_TOOLS).names == list(BUILTIN_TOOLS)
 
 
 def test_a_file_serves_its_own_tools_and_not_those_it_imports(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ import msgspec
 from rollstream.schemas.errors import InvalidMessageError, IsolationError, TransientError
 from rollstream.schemas.tools import OBSERVABLE_STATUSES, ToolCall, ToolResult
 from rollstream.tool_workers import metrics
-from rollstream.tool_workers.functions import InvalidArgumentsError, Tool, ToolOutput
+from rollstream.tool_workers.arguments import InvalidArgumentsError
+from rollstream.tool_workers.functions import Tool, ToolOutput
 from rollstream.tool_workers.registry import ToolRegistry
 from rollstream.tool_workers.running_calls import NotBegunError, RunningCall
 from rollstream.tool_workers.sandbox_pool import ClosableSandbox, SandboxPool

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, get_type_hints, overload
 
 import msgspec
@@ -12,6 +12,7 @@ import msgspec
 from rollstream.schemas.errors import RollstreamError, SettingsError
 from rollstream.schemas.tasks import ToolSpec
 from rollstream.schemas.tools import ToolStatus
+from rollstream.tool_workers.arguments import InvalidArgumentsError, parse_object
 from rollstream.tool_workers.docstrings import parse_docstring
 from rollstream.tool_workers.sandbox.sandbox import Sandbox
 
@@ -19,16 +20,11 @@ ToolFunction = Callable[..., Any] | Callable[..., Awaitable[Any]]
 F = TypeVar("F", bound=ToolFunction)
 
 DEFAULT_TIMEOUT_S = 600.0
-MAX_ARGUMENTS_CHARS = 1_000_000
 _TOOL_ATTRIBUTE = "__rollstream_tool__"
 
 
 class ToolError(RollstreamError):
     """Raised by a tool for what the caller did wrong; the model reads the message after ``Error: ``."""
-
-
-class InvalidArgumentsError(RollstreamError):
-    """The arguments are not what the tool's signature asks for; says what is wrong and where."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +33,8 @@ class ToolOutput:
 
     content: str
     status: ToolStatus = "ok"
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What is to be known of the call besides its text; see ``signals.py``."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +87,9 @@ class Tool:
         Raises:
             InvalidArgumentsError: what is wrong, for the model to read.
         """
-        if len(arguments) > MAX_ARGUMENTS_CHARS:
-            raise InvalidArgumentsError(f"the arguments are {len(arguments)} characters, at most {MAX_ARGUMENTS_CHARS}")
+        given = parse_object(arguments)
         try:
-            values = msgspec.json.decode(arguments.encode(), type=self.arguments_type)
-        except RecursionError as error:
-            raise InvalidArgumentsError("the arguments are nested too deeply") from error
+            values = msgspec.convert(given, type=self.arguments_type)
         except (msgspec.MsgspecError, ValueError) as error:
             raise InvalidArgumentsError(str(error)) from error
         return {name: getattr(values, name) for name in self.arguments_type.__struct_fields__}

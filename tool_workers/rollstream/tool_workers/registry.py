@@ -13,7 +13,15 @@ from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.tasks import ToolSpec
 from rollstream.tool_workers.functions import Tool, declared_tool
 
-BUILTIN_TOOLS = ("calculator", "bash", "python")
+BUILTIN_TOOLS = (
+    "calculator",
+    "bash",
+    "python",
+    "bash_session",
+    "python_session",
+    "str_replace_editor",
+    "find_text",
+)
 """Each is a module of ``rollstream.tool_workers.builtin_tools``."""
 
 

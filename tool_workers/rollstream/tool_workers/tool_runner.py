@@ -19,6 +19,7 @@ from rollstream.tool_workers.functions import TimeLimit, Tool, ToolError, ToolOu
 from rollstream.tool_workers.output_text import cap, clean
 from rollstream.tool_workers.sandbox.replies import SandboxLostError
 from rollstream.tool_workers.sandbox.sandbox import Sandbox
+from rollstream.tool_workers.signals import bounded
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class ToolRunner:
             run_s=run_s,
             queue_s=queue_s,
             worker_id=self._worker_id,
+            metrics=bounded(output.metrics),
         )
 
     async def _run(self, tool: Tool, call: ToolCall, arguments: dict[str, Any], timeout_s: float) -> ToolOutput:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from rollstream.tool_workers.functions import ToolError, ToolOutput
+from typing import Annotated
+
+from msgspec import Meta
+
+from rollstream.tool_workers.functions import TimeLimit, ToolError, ToolOutput
 from rollstream.tool_workers.sandbox.replies import Execution, SandboxLostError
+from rollstream.tool_workers.signals import signals_of
 
 MAX_SOURCE_BYTES = 120_000
 """The kernel takes at most 128 KiB as one argument."""
+
+Timeout = Annotated[float, Meta(gt=0, le=3600)]
+"""Seconds, as a model may ask for them."""
+
+_REASONS = {
+    "memory": "too much memory",
+    "output": "too much output",
+    "cpu": "too much processor time",
+    "files": "too many files or sockets",
+}
 
 
 def check_source(source: str) -> str:
@@ -26,23 +41,39 @@ def check_source(source: str) -> str:
     return source
 
 
-def program_output(execution: Execution, timeout_s: float) -> ToolOutput:
+def time_for(limit: TimeLimit, asked_s: float | None) -> tuple[float, str]:
+    """Seconds a program gets, and what to tell whoever asked for more."""
+    if asked_s is None:
+        return limit.timeout_s, ""
+    if asked_s > limit.timeout_s:
+        return limit.timeout_s, f"timeout lowered to {limit.timeout_s:g} s, the limit"
+    return asked_s, ""
+
+
+def program_output(execution: Execution, timeout_s: float, *, note: str = "") -> ToolOutput:
     """Output, and after it what else there is to say: the exit code, or why it was killed.
+
+    Args:
+        execution: how it went.
+        timeout_s: how long it was allowed to take.
+        note: more to say.
 
     Raises:
         SandboxLostError: the program could not even be started.
     """
     if execution.cause == "failed_to_start":
         raise SandboxLostError(f"a program could not be started in the sandbox: {execution.tail}")
-    output = execution.output
-    if execution.cause is None and execution.exit_code == 0:
-        return ToolOutput(output or "(no output)")
-    if execution.cause is None:
-        return ToolOutput(_with_note(output, f"exit code: {execution.exit_code}"), "error")
-    if execution.cause == "timeout":
-        return ToolOutput(_with_note(output, f"timed out after {timeout_s:g} s, all processes were killed"), "timeout")
-    reason = "too much memory" if execution.cause == "memory" else "too much output"
-    return ToolOutput(_with_note(output, f"{reason}, all processes were killed"), "limit")
+    signals = signals_of(execution)
+    text, status = execution.output, "ok"
+    if execution.cause is not None:
+        reason = _REASONS.get(execution.cause, f"timed out after {timeout_s:g} s")
+        text = _with_note(text, f"{reason}, all processes were killed")
+        status = "timeout" if execution.cause == "timeout" else "limit"
+    elif execution.exit_code != 0:
+        text, status = _with_note(text, f"exit code: {execution.exit_code}"), "error"
+    if note:
+        text = _with_note(text, note)
+    return ToolOutput(text or "(no output)", status, signals)
 
 
 def _with_note(output: str, note: str) -> str:
