@@ -11,7 +11,8 @@ from rollstream.rollout_workers.agents import find_agent
 from rollstream.rollout_workers.effects import AttemptIdentity, EffectLog
 from rollstream.rollout_workers.episode import Episode, EpisodeServices
 from rollstream.rollout_workers.episode_limits import EpisodeCut
-from rollstream.rollout_workers.rewards import RewardInput, RewardResult, score
+from rollstream.rollout_workers.grading import grade, is_graded
+from rollstream.rollout_workers.rewards import RewardInput, score
 from rollstream.rollout_workers.trajectory_assembly import Ending
 from rollstream.schemas.errors import TransientError, single_errors
 from rollstream.schemas.tasks import RolloutTask
@@ -90,14 +91,12 @@ async def _scored(task: RolloutTask, episode: Episode, ending: Ending, log: Effe
     spec = task.reward
 
     async def run() -> bytes:
-        result: RewardResult = await score(
-            spec,
-            RewardInput(
-                final_text=episode.texts[-1] if episode.texts else "",
-                turn_texts=tuple(episode.texts),
-                tool_results=tuple(observation.content for observation in episode.observations),
-            ),
-        )
+        final_text = episode.texts[-1] if episode.texts else ""
+        if is_graded(spec):
+            result = await grade(spec, episode, final_text)
+        else:
+            observed = tuple(observation.content for observation in episode.observations)
+            result = await score(spec, RewardInput(final_text, turn_texts=tuple(episode.texts), tool_results=observed))
         return msgspec.msgpack.encode(Score(result.reward, dict(result.components)))
 
     payload, _ = await log.perform("reward", spec.name.encode(), run)

@@ -29,6 +29,7 @@ from rollstream.rollout_workers.tool_calling import (
 )
 from rollstream.schemas.errors import DataError, EngineError
 from rollstream.schemas.tasks import ChatMessage, RolloutTask
+from rollstream.schemas.tools import ToolResult
 
 ABORT_GRACE_S = 120.0
 """For an aborted request to return; a policy that is being loaded holds it up."""
@@ -224,6 +225,10 @@ class Episode:
         contents = [observation.content for observation in answered.observations]
         self._sample.add_observation(self._services.chat.render_tool_results(self._last_ids, contents))
         return answered.observations
+
+    async def grade(self, arguments: str, *, timeout_s: float, toolset: str | None) -> ToolResult:
+        """The worker's, not the agent's: have what this lane has left behind graded, see ``ToolCalls.grade``."""
+        return await self._tools.grade(self._sample.num_turns, arguments, timeout_s=timeout_s, toolset=toolset)
 
     async def say(self, content: str) -> None:
         """Append a user message: for agents that play the other side of a conversation."""

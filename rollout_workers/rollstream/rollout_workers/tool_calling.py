@@ -17,7 +17,10 @@ import msgspec
 from rollstream.schemas import ids
 from rollstream.schemas.errors import SessionLostError, TransientError, single_errors
 from rollstream.schemas.tasks import RolloutTask, ToolSpec
-from rollstream.schemas.tools import OBSERVABLE_STATUSES, ToolCall, ToolResult, ToolStatus
+from rollstream.schemas.tools import GRADE_TOOL, OBSERVABLE_STATUSES, RESERVED_PREFIX, ToolCall, ToolResult, ToolStatus
+
+GRADING_ALLOWANCE_S = 60.0
+"""Beyond twice its own time: artefacts are taken and fresh sandboxes opened."""
 
 
 class ToolCaller(Protocol):
@@ -131,7 +134,7 @@ class ToolCalls:
         limit = self._task.limits.max_tool_calls_per_turn
         if index >= limit:
             return f"Error: not run: at most {limit} tool calls in one turn"
-        if name not in self._specs:
+        if name not in self._specs or name.startswith(RESERVED_PREFIX):
             return f"Error: unknown tool {name!r}; the tools are: {', '.join(sorted(self._specs)) or 'none'}"
         return None
 
@@ -173,6 +176,45 @@ class ToolCalls:
                 for index, (request, answer) in enumerate(zip(requests, answers, strict=True))
             }
         )
+
+    async def grade(self, turn: int, arguments: str, *, timeout_s: float, toolset: str | None) -> ToolResult:
+        """Have the worker that holds the session grade what is in it.
+
+        Args:
+            turn: one that no call of the model's has.
+            arguments: of the grader; they never reach the session's sandbox.
+            timeout_s: of the grading.
+            toolset: who grades when there is no session; with one, its worker does.
+
+        Raises:
+            TransientError: it was not graded; SessionLostError if the session is gone.
+        """
+        token = self._session.token
+        where = next(iter(sorted(self._used_toolsets)), None) if token is not None else None
+        stateful = (spec.toolset for spec in self._task.tools if spec.is_stateful)
+        where = where or toolset or next(stateful, "default")
+        result = await self._caller.call(
+            ToolCall(
+                call_id=ids.call_id(self._task.trajectory_id, self._birth, f"{self._lane}grade", 0, arguments),
+                session_id=self._session.session_id if token is not None else None,
+                turn=turn,
+                token=token,
+                tool=GRADE_TOOL,
+                arguments=arguments,
+                deadline=self._clock() + 2 * timeout_s + GRADING_ALLOWANCE_S,
+                timeout_s=timeout_s,
+                reply_topic="",
+                reply_partition=0,
+                is_first=False,
+                trajectory_id=self._task.trajectory_id,
+            ),
+            where,
+        )
+        if result.status == "session_lost":
+            raise SessionLostError(f"session {result.session_id!r} is gone: {result.content}")
+        if result.status not in OBSERVABLE_STATUSES:
+            raise TransientError(f"the episode was not graded, {result.status}: {result.content}")
+        return result
 
     def end_session(self) -> None:
         """The attempt is over for good: whatever keeps its session open may close it.

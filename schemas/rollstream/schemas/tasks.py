@@ -61,7 +61,8 @@ class RewardSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Which function scores the episode, and what it needs. Never shown to the model or to tools."""
 
     name: str
-    """``exact``, ``numeric``, ``regex`` or ``module:function``."""
+    """``exact``, ``numeric``, ``regex`` or ``module:function``, scored by the rollout worker; ``unit_tests``,
+    ``call_cases``, ``program_cases``, ``command_tests`` or ``grader:<name>``, graded by a tool worker."""
     answer: str | None = None
     arguments: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
 

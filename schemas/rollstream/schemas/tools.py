@@ -30,6 +30,11 @@ tool's); ``session_lost expired busy outcome_unknown worker_error`` are infrastr
 is trained on. ``busy`` settles nothing: the call has not begun, there is no place for it yet, and its caller asks again
 under a later deadline."""
 
+RESERVED_PREFIX = "rollstream."
+"""Of tools that only rollout workers call; none of them can be in a task."""
+GRADE_TOOL = "rollstream.grade"
+"""Grades what an episode has left behind; answers with a `Grade` as JSON."""
+
 OBSERVABLE_STATUSES: frozenset[str] = frozenset(
     {"ok", "error", "timeout", "limit", "unknown_tool", "invalid_arguments"}
 )
@@ -59,6 +64,14 @@ class ToolCall(Message, frozen=True, kw_only=True):
     """True only if the caller sampled the call itself and has never sent it before (non-idempotent tools)."""
     trajectory_id: str = ""
     """For logs and traces only."""
+
+
+class Grade(msgspec.Struct, frozen=True):
+    """What a grader found. ``report`` is for people, and never shown to a model."""
+
+    reward: float
+    components: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    report: str = ""
 
 
 class SessionEnd(Message, frozen=True, kw_only=True):

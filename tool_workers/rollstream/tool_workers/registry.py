@@ -12,6 +12,7 @@ from types import ModuleType
 from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.tasks import ToolSpec
 from rollstream.tool_workers.functions import Tool, declared_tool
+from rollstream.tool_workers.grading.own import OwnGrader, declared_graders
 
 BUILTIN_TOOLS = (
     "calculator",
@@ -30,6 +31,7 @@ class ToolRegistry:
 
     def __init__(self, tools: Iterable[Tool]) -> None:
         self._tools: dict[str, Tool] = {}
+        self._hidden: dict[str, Tool] = {}
         for each in tools:
             if self._tools.setdefault(each.name, each) is not each:
                 raise SettingsError(f"two tools are named {each.name!r}: give one another name with @tool(name=…)")
@@ -38,8 +40,12 @@ class ToolRegistry:
         return iter(self._tools.values())
 
     def get(self, name: str) -> Tool | None:
-        """The tool with this name."""
-        return self._tools.get(name)
+        """The tool with this name, hidden ones included."""
+        return self._tools.get(name) or self._hidden.get(name)
+
+    def hide(self, tool: Tool) -> None:
+        """Serve a tool that no task is offered: only rollout workers know its name."""
+        self._hidden[tool.name] = tool
 
     @property
     def names(self) -> list[str]:
@@ -67,14 +73,33 @@ def load_tools(sources: Sequence[str]) -> ToolRegistry:
     return ToolRegistry([found for source in sources for found in _tools_of(source)])
 
 
-def _tools_of(source: str) -> list[Tool]:
+def load_graders(sources: Sequence[str]) -> dict[str, OwnGrader]:
+    """Everything under ``@grader`` in modules and files, by name. Raises as ``load_tools``."""
+    graders: dict[str, OwnGrader] = {}
+    for source in sources:
+        if source not in BUILTIN_TOOLS:
+            graders |= declared_graders(_module_of(source))
+    return graders
+
+
+def _module_of(source: str) -> ModuleType:
     if source in BUILTIN_TOOLS:
-        module = importlib.import_module(f"rollstream.tool_workers.builtin_tools.{source}")
-    else:
-        module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
+        return importlib.import_module(f"rollstream.tool_workers.builtin_tools.{source}")
+    if not source.endswith(".py"):
+        return _load_module(source)
+    loaded = sys.modules.get(_name_of_file(Path(source)))
+    return loaded if loaded is not None and loaded.__file__ == source else _load_file(Path(source))
+
+
+def _name_of_file(path: Path) -> str:
+    return f"rollstream_tools_{path.stem}"
+
+
+def _tools_of(source: str) -> list[Tool]:
+    module = _module_of(source)
     found = {declared.name: declared for value in vars(module).values() if (declared := declared_tool(value))}
     own = [each for each in found.values() if each.function.__module__ == module.__name__] or list(found.values())
-    if not own:
+    if not own and not declared_graders(module):
         raise SettingsError(f"tools: {source!r} declares no tool; put @tool above its functions")
     return own
 
@@ -95,7 +120,7 @@ def _load_module(name: str) -> ModuleType:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise SettingsError(f"tools: file {str(path)!r} does not exist")
-    name = f"rollstream_tools_{path.stem}"
+    name = _name_of_file(path)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -86,6 +86,8 @@ class ToolWorkerSettings(BaseModel):
     """Calls that wait for a sandbox, besides those running; further ones are sent again by their callers."""
     max_running_programs: int = Field(default=0, ge=0)
     """Sandboxed calls running at once; 0: four per core."""
+    max_gradings: int = Field(default=8, ge=1)
+    """Gradings running at once, each in one or two fresh sandboxes, besides `max_sessions`."""
     max_sessions: int = Field(default=256, ge=1)
     """Open sandboxes; each takes about 6 MiB of memory while idle."""
     blank_sandboxes: int = Field(default=4, ge=0)

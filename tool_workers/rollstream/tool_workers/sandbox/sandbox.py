@@ -82,6 +82,10 @@ class Sandbox(Protocol):
         """
         ...
 
+    async def host(self, operation: str, arguments: Mapping[str, Any]) -> Bridge:
+        """Like ``bridge``, with one of our own modules ``sandbox/inside/<operation>.py`` as the program."""
+        ...
+
 
 class SupervisedSandbox:
     """A sandbox behind its supervisor's channel.
@@ -158,10 +162,16 @@ class SupervisedSandbox:
 
     async def bridge(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Bridge:
         """Give the sandbox to one program."""
-        request = {"bridge": {"argv": arguments, "environment": dict(environment or {})}}
-        execution = await self._execute(request, GRACE_S)
+        return await self._give_to({"argv": arguments, "environment": dict(environment or {})}, arguments[0])
+
+    async def host(self, operation: str, arguments: Mapping[str, Any]) -> Bridge:
+        """Give the sandbox to one of our own programs."""
+        return await self._give_to({"operation": operation, "arguments": dict(arguments)}, operation)
+
+    async def _give_to(self, program: dict[str, Any], name: str) -> Bridge:
+        execution = await self._execute({"bridge": program}, GRACE_S)
         if execution.cause is not None:
-            raise SandboxLostError(f"{arguments[0]!r} cannot be started in the sandbox: {execution.output}")
+            raise SandboxLostError(f"{name!r} cannot be started in the sandbox: {execution.output}")
         self._is_alive = False
         return SupervisedBridge(self._process, self._reader, self._writer)
 

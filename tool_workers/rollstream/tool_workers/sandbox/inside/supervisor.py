@@ -221,15 +221,18 @@ class Supervisor:
         """Give the rest of the sandbox's life to one program."""
         for kind in list(self._long_lived):
             self._end_long_lived(kind)
-        argv: list[str] = request["argv"]
-        environment = {**os.environ, **request["environment"]}
         error_fd, error_fd_of_child = os.pipe()
+        if "operation" in request:
+            body = self._body(request)
+        else:
+            argv: list[str] = request["argv"]
+            environment = {**os.environ, **request["environment"]}
 
-        def replace() -> NoReturn:
-            os.execve(argv[0], argv, environment)
+            def body() -> NoReturn:
+                os.execve(argv[0], argv, environment)
 
         resources = ResourceWatch(self._limits, self._processes)
-        started = self._processes.start(replace, cpu_s=self._limits.session_cpu_s, error_fd=error_fd_of_child)
+        started = self._processes.start(body, cpu_s=self._limits.session_cpu_s, error_fd=error_fd_of_child)
         os.close(error_fd_of_child)
         if started.failure:
             output = Output(4000)

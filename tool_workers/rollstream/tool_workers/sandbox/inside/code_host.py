@@ -1,0 +1,99 @@
+"""Runs code under test for tests that run elsewhere: imports, calls and looks up what it is asked to.
+
+The code shares this process and can answer what it likes: it can lie about its own values, and about nothing else.
+Lines of JSON on standard input and output; what the code prints goes nowhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+
+from rollstream.tool_workers.sandbox.inside.plain_values import NotPlainError, decode, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
+    from typing import Any, BinaryIO
+
+MAX_MESSAGE_CHARS = 500
+MAX_HANDLES = 100_000
+
+
+def run(arguments: dict[str, Any], stdin: BinaryIO) -> None:
+    """Answer questions until there are no more. ``folder``: where modules are."""
+    questions, answers = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nothing, fd)
+    folder: str = arguments["folder"]
+    sys.path.insert(0, folder)
+    os.chdir(folder)
+    host = CodeHost()
+    with os.fdopen(questions, "rb") as lines, os.fdopen(answers, "wb", buffering=0) as replies:
+        for line in lines:
+            reply = json.dumps(host.answer(json.loads(line))).encode() + b"\n"
+            left = memoryview(reply)
+            while left:
+                left = left[replies.write(left) :]
+
+
+class CodeHost:
+    """Keeps what is not plain, and hands out its number."""
+
+    def __init__(self) -> None:
+        self._objects: dict[int, Any] = {}
+
+    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+        """``{"value": ...}`` or ``{"raised": [names of the classes], "message": ...}``."""
+        try:
+            return {"value": self._encode(self._do(question))}
+        except BaseException as error:  # whatever the code under test raises, SystemExit included
+            classes = [each.__name__ for each in type(error).__mro__ if each not in (object, BaseException)]
+            return {"raised": classes, "message": _text(error)}
+
+    def _do(self, question: dict[str, Any]) -> Any:
+        operation = question["do"]
+        if operation == "import":
+            return importlib.import_module(question["name"])
+        target = self._objects[question["on"]]
+        if operation == "get":
+            return getattr(target, question["name"])
+        if operation == "set":
+            return setattr(target, question["name"], self._decode(question["value"]))
+        if operation == "call":
+            arguments = [self._decode(each) for each in question["arguments"]]
+            named = {name: self._decode(each) for name, each in question["named"].items()}
+            return target(*arguments, **named)
+        if operation == "item":
+            return target[self._decode(question["key"])]
+        if operation == "put":
+            target[self._decode(question["key"])] = self._decode(question["value"])
+            return None
+        return {"len": len, "iter": iter, "next": next, "str": str, "repr": repr}[operation](target)
+
+    def _encode(self, value: Any) -> Any:
+        return encode(value, self._keep)
+
+    def _keep(self, value: Any) -> Any:
+        if len(self._objects) >= MAX_HANDLES:
+            raise NotPlainError("too many objects")
+        number = len(self._objects)
+        self._objects[number] = value
+        bases = [each.__name__ for each in value.__mro__] if _is_exception_class(value) else []
+        return ["handle", {"number": number, "kind": type(value).__name__, "exception": bases}]
+
+    def _decode(self, value: Any) -> Any:
+        return decode(value, lambda number: self._objects[number])
+
+
+def _is_exception_class(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)[:MAX_MESSAGE_CHARS]
+    except BaseException:  # of the code under test
+        return ""
