@@ -74,6 +74,9 @@ class RunPlan:
             "rows": [self.rows.start, self.rows.stop],
             "is_train": settings.is_train,
         }
+        per_row = [settings.reward_arguments_column, settings.workspace_column]
+        if per_row != [None, None]:
+            choices["columns_per_row"] = per_row
         return {name: _digest(choice) for name, choice in choices.items()}
 
 
@@ -114,6 +117,12 @@ def _columns(settings: ProducerSettings, source: PromptSource) -> ColumnMapping:
         raise SettingsError(
             "an answer is named, but no reward that would use it; add --reward numeric, exact or your own"
         )
+    if settings.reward is None and settings.reward_arguments_column is not None:
+        raise SettingsError("arguments of a reward are named, but no reward that would use them; add --reward")
+    known = sorted(source.columns())
+    for column in (settings.reward_arguments_column, settings.workspace_column):
+        if column is not None and column.split(".")[0] not in known and column not in known:
+            raise SettingsError(f"column {column!r} is not in the data, which has {known}")
     is_required = settings.reward in REWARDS_WITH_ANSWER or wants_answer
     return map_columns(
         source.columns(),

@@ -72,6 +72,10 @@ class ProducerSettings(BaseModel):
     """The answer is what follows the last occurrence of this text."""
     answer_regex: str | None = None
     """The answer is the first group (or all) of the last match of this pattern."""
+    reward_arguments_column: str | None = None
+    """Column with further arguments of the reward, an object or its JSON: tests or cases of that row."""
+    workspace_column: str | None = None
+    """Column with what the tool session starts with: an object {uri, sha256, kind}, or the text uri#sha256."""
     prompt_template: str | None = None
     """User message with columns in braces: "Solve: {question}"; {{ and }} stand for braces."""
     system_prompt: str | None = None
@@ -86,7 +90,8 @@ class ProducerSettings(BaseModel):
     limits: Annotated[EpisodeLimits, BeforeValidator(_limits)] = EpisodeLimits()
     """Where an episode is cut."""
     reward: str | None = None
-    """exact, numeric, regex or module:function; None: trajectories are not scored."""
+    """exact, numeric, regex or module:function; a grader of tool workers (unit_tests, call_cases, program_cases,
+    command_tests, grader:name); None: trajectories are not scored."""
     reward_arguments: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments of the reward function."""
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any
+from typing import Any, cast
+
+import msgspec
 
 from rollstream.producers.columns import ColumnMapping, look_up, render_template
 from rollstream.producers.prompt_sources import SourceRow
 from rollstream.producers.settings import ProducerSettings
 from rollstream.schemas import ids
 from rollstream.schemas.errors import SettingsError
-from rollstream.schemas.tasks import ChatMessage, RewardSpec, RolloutTask
+from rollstream.schemas.tasks import ChatMessage, RewardSpec, RolloutTask, WorkspaceSpec
 
 _ROLES = ("system", "user", "assistant", "tool")
 REWARDS_WITH_ANSWER = frozenset({"exact", "numeric"})
 """Built-in rewards that compare with a reference answer."""
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|[-+]?\.\d+(?:[eE][-+]?\d+)?")
 
 
@@ -40,6 +44,8 @@ class Prompt:
     place: str
     messages: list[ChatMessage]
     answer: str | None
+    reward_arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    workspace: WorkspaceSpec | msgspec.UnsetType = msgspec.UNSET
 
 
 class _BadValueError(ValueError):
@@ -70,7 +76,13 @@ class PromptBuilder:
         if row.problem is not None:
             return Rejection(row.place, None, row.problem)
         try:
-            return Prompt(row.place, self._messages(row.values), self._answer(row.values))
+            return Prompt(
+                row.place,
+                self._messages(row.values),
+                self._answer(row.values),
+                self._reward_arguments(row.values),
+                self._workspace(row.values),
+            )
         except _BadValueError as error:
             return Rejection(row.place, error.column, error.rule)
 
@@ -115,6 +127,35 @@ class PromptBuilder:
             )
         return answer
 
+    def _reward_arguments(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        column = self._settings.reward_arguments_column
+        if column is None:
+            return {}
+        value = look_up(values, column)
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise _BadValueError(column, f"is no JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise _BadValueError(column, f"is a {type(value).__name__}, expected an object of reward arguments")
+        return cast("dict[str, Any]", value)
+
+    def _workspace(self, values: Mapping[str, Any]) -> WorkspaceSpec | msgspec.UnsetType:
+        column = self._settings.workspace_column
+        if column is None or (value := look_up(values, column)) is None:
+            return msgspec.UNSET
+        if isinstance(value, str):
+            uri, _, sha256 = value.rpartition("#")
+            value = {"uri": uri, "sha256": sha256, "kind": "git-bundle" if uri.endswith(".bundle") else "archive"}
+        try:
+            spec = msgspec.convert(value, WorkspaceSpec)
+        except msgspec.ValidationError as error:
+            raise _BadValueError(column, f"is no workspace: {error}; expected {{uri, sha256}} or uri#sha256") from None
+        if not spec.uri or not _SHA256.fullmatch(spec.sha256):
+            raise _BadValueError(column, "names no uri with the 64 hexadecimal digits of its sha256")
+        return spec
+
     def _last_match(self, column: str, text: str) -> str:
         assert self._answer_pattern is not None
         matches = list(self._answer_pattern.finditer(text))
@@ -139,7 +180,8 @@ def _task(
 ) -> RolloutTask:
     reward = None
     if settings.reward is not None:
-        reward = RewardSpec(name=settings.reward, answer=prompt.answer, arguments=dict(settings.reward_arguments))
+        arguments = {**settings.reward_arguments, **prompt.reward_arguments}
+        reward = RewardSpec(name=settings.reward, answer=prompt.answer, arguments=arguments)
     return RolloutTask(
         run_id=settings.run_id,
         group_id=ids.group_id(settings.run_id, group_index),
@@ -156,6 +198,7 @@ def _task(
         is_train=settings.is_train,
         data_source=data_source,
         data_index=prompt.place,
+        workspace=prompt.workspace,
     )
 
 

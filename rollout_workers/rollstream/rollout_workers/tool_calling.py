@@ -7,6 +7,8 @@ sandbox; our own time-outs and lost sessions end the attempt and never become te
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from rollstream.schemas.errors import SessionLostError, TransientError, single_e
 from rollstream.schemas.tasks import RolloutTask, ToolSpec
 from rollstream.schemas.tools import GRADE_TOOL, OBSERVABLE_STATUSES, RESERVED_PREFIX, ToolCall, ToolResult, ToolStatus
 
+SIGNAL_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+MAX_SIGNALS = 32
 GRADING_ALLOWANCE_S = 60.0
 """Beyond twice its own time: artefacts are taken and fresh sandboxes opened."""
 
@@ -60,6 +64,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None = None
     is_truncated: bool = False
     run_s: float = 0.0
+    metrics: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    """Signals of the tool worker: refused system calls, attempts at the network, limits that ended a program."""
 
 
 class TurnObservations(msgspec.Struct, frozen=True):
@@ -247,6 +253,7 @@ class ToolCalls:
                 reply_partition=0,
                 is_first=is_first,
                 trajectory_id=self._task.trajectory_id,
+                workspace=self._task.workspace if spec.is_stateful else msgspec.UNSET,
             ),
             spec.toolset,
         )
@@ -261,10 +268,21 @@ class ToolCalls:
             token=result.token,
             is_truncated=result.is_truncated,
             run_s=result.run_s,
+            metrics=trusted_signals(result.metrics),
         )
 
     def _call_id(self, turn: int, index: int, request: ToolRequest) -> str:
         return ids.call_id(self._task.trajectory_id, self._birth, f"{self._lane}{turn}", index, request.arguments)
+
+
+def trusted_signals(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Finite numbers under plain names, few of them: the worker that sends them runs model-written code."""
+    kept = {
+        name: float(value)
+        for name, value in metrics.items()
+        if SIGNAL_NAME.fullmatch(name) and math.isfinite(value) and value >= 0
+    }
+    return dict(sorted(kept.items())[:MAX_SIGNALS])
 
 
 def answer_allowance_s(spec: ToolSpec, timeout_s: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,9 @@ from rollstream.rollout_workers.episode import Episode
 from rollstream.schemas.journal import AttemptFailure
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.schemas.trajectories import Sample, Status, StopReason, Timing, Trajectory, TrajectoryError
+
+MAX_SIGNALS = 64
+"""Of tool workers, in one trajectory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,10 @@ def _metrics(samples: Sequence[Sample], lanes: Sequence[Episode]) -> dict[str, f
     if not samples:
         return {}
     observations = [observation for lane in lanes for observation in lane.observations]
+    signals: Counter[str] = Counter()
+    for observation in observations:
+        signals.update({f"tool_{name}": value for name, value in observation.metrics.items()})
+        signals[f"tool_status_{observation.status}"] += 1
     sampled = sum(int(sample.response_mask.sum()) for sample in samples)
     return {
         "tool_calls": float(sum(turn.tool_calls for sample in samples for turn in sample.turns)),
@@ -142,4 +150,5 @@ def _metrics(samples: Sequence[Sample], lanes: Sequence[Episode]) -> dict[str, f
         "malformed_turns": float(sum(lane.malformed_turns for lane in lanes)),
         "sampled_tokens": float(sampled),
         "observed_tokens": float(sum(len(sample.response_ids) for sample in samples) - sampled),
+        **{name: float(value) for name, value in sorted(signals.items())[:MAX_SIGNALS]},
     }

@@ -31,6 +31,20 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Whether running a call twice is harmless. If not, an unknown outcome is reported, never guessed."""
 
 
+class WorkspaceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Files that the sandbox of a task's tool session holds from the start.
+
+    History, remotes and reflogs of version control are gone before anybody sees them: one commit is left.
+    """
+
+    uri: str
+    """Of an archive, as fsspec reads it; below one of the tool worker's ``workspace_roots``."""
+    sha256: str
+    """Of its content, in hexadecimal digits."""
+    kind: Literal["archive", "git-bundle"] = "archive"
+    """A tar or zip, or a git bundle."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """The distribution tokens are drawn from. Part of the trajectory: logprobs mean nothing without it."""
 
@@ -90,6 +104,8 @@ class RolloutTask(Message, frozen=True, kw_only=True):
     limits: EpisodeLimits = EpisodeLimits()
     reward: RewardSpec | None = None
     """None: the trajectory is not scored (reward null), never 0."""
+    workspace: WorkspaceSpec | msgspec.UnsetType = msgspec.UNSET
+    """What its tool session starts with; unset: an empty folder."""
     is_train: bool = True
     data_source: str = ""
     data_index: str = ""

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import msgspec
 
 from rollstream.schemas.messages import Message
+from rollstream.schemas.tasks import WorkspaceSpec
 
 ToolStatus = Literal[
     "ok",
@@ -64,6 +65,8 @@ class ToolCall(Message, frozen=True, kw_only=True):
     """True only if the caller sampled the call itself and has never sent it before (non-idempotent tools)."""
     trajectory_id: str = ""
     """For logs and traces only."""
+    workspace: WorkspaceSpec | msgspec.UnsetType = msgspec.UNSET
+    """What a session's sandbox holds before its first call."""
 
 
 class Grade(msgspec.Struct, frozen=True):

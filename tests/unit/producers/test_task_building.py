@@ -20,7 +20,7 @@ from rollstream.producers.task_building import (
 from rollstream.schemas.codec import decode, encode
 from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.ids import group_id, trajectory_id
-from rollstream.schemas.tasks import ChatMessage, RolloutTask
+from rollstream.schemas.tasks import ChatMessage, RolloutTask, WorkspaceSpec
 
 GSM_ANSWER = "She sells 16 - 7 = <<16-7=9>>9 eggs, #### of them.\n#### 1,018"
 
@@ -238,3 +238,48 @@ def test_a_task_carries_every_option_and_survives_the_wire() -> None:
 def test_wrong_settings_fail_when_they_are_made(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         options(**changes)
+
+
+DIGEST = "a" * 64
+
+
+def test_a_row_brings_arguments_of_its_own_reward_and_a_workspace() -> None:
+    settings = options(
+        reward="call_cases",
+        reward_arguments={"artefacts": ["*.py"]},
+        reward_arguments_column="tests",
+        workspace_column="start",
+        group_size=1,
+    )
+    row: dict[str, Any] = {"question": "Do it.", "tests": '{"cases": [1]}', "start": f"s3://b/a.bundle#{DIGEST}"}
+    (task,) = build_group(prompt(row, settings), settings, 0, data_source="d")
+    assert task.reward is not None
+    assert task.reward.arguments == {"artefacts": ["*.py"], "cases": [1]}
+    assert task.workspace == WorkspaceSpec(uri="s3://b/a.bundle", sha256=DIGEST, kind="git-bundle")
+    again = decode(encode(task).value, encode(task).headers, RolloutTask)
+    assert again.workspace == task.workspace
+    row = row | {"tests": {"cases": []}, "start": {"uri": "s3://b/a.tar", "sha256": DIGEST}}
+    (other,) = build_group(prompt(row, settings), settings, 0, data_source="d")
+    assert other.workspace == WorkspaceSpec(uri="s3://b/a.tar", sha256=DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"tests": "{"}, "column 'tests' is no JSON"),
+        ({"tests": [1]}, "column 'tests' is a list"),
+        ({"start": "s3://b/a.tar"}, "column 'start' names no uri"),
+        ({"start": {"uri": "x"}}, "column 'start' is no workspace"),
+        ({"start": {"uri": "x", "sha256": "short"}}, "64 hexadecimal digits"),
+    ],
+)
+def test_arguments_and_workspaces_that_are_none_are_rejected(changed: dict[str, Any], said: str) -> None:
+    settings = options(reward="call_cases", reward_arguments_column="tests", workspace_column="start")
+    row: dict[str, Any] = {"question": "x", "tests": {}, "start": f"u#{DIGEST}"} | changed
+    assert said in rejection(row, settings)
+
+
+def test_a_task_without_a_workspace_says_nothing_of_one() -> None:
+    settings = options(group_size=1)
+    (task,) = build_group(prompt({"question": "x"}, settings), settings, 0, data_source="d")
+    assert b"workspace" not in encode(task).value

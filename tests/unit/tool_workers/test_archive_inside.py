@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from rollstream.tool_workers.sandbox.inside.archive import NOT_AN_ARCHIVE, TOO_LARGE, matches, pack, unpack
 
-
 Mode = Literal["w:", "w:gz", "w:bz2", "w:xz"]
 
 
@@ -84,8 +83,9 @@ def test_only_regular_files_that_match_are_packed(tmp_path: Path, capfdbinary: p
     (tmp_path / "pkg/secret.py").symlink_to("/etc/passwd")
     os.mkfifo(tmp_path / "pkg/pipe.py")
     pack(str(tmp_path), ["solution.py", "pkg/**/*.py"], 1000, 10)
-    packed = tarfile.open(fileobj=io.BytesIO(capfdbinary.readouterr().out))
-    assert packed.getnames() == ["pkg/a.py", "pkg/deep/b.py", "solution.py"]
+    with tarfile.open(fileobj=io.BytesIO(capfdbinary.readouterr().out)) as packed:
+        names = packed.getnames()
+    assert names == ["pkg/a.py", "pkg/deep/b.py", "solution.py"]
 
 
 @pytest.mark.parametrize("allowed", [(5, 10), (1000, 1)])

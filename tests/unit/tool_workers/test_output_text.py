@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import re
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rollstream.tool_workers.output_text import UNSAFE, cap, clean
+
+ESCAPE = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 
 
 @pytest.mark.parametrize(
@@ -20,6 +25,11 @@ from rollstream.tool_workers.output_text import UNSAFE, cap, clean
         ("half \ud83d", "half \\ud83d"),
         ("tag \U000e0041", "tag \\U000e0041"),
         ("\x9b31m", "\\x9b31m"),
+        ("soft\u00adhyphen\u2028line", "soft\\xadhyphen\\u2028line"),
+        ("hidden \U000e0100\ufe01", "hidden \\U000e0100\\ufe01"),
+        ("\ue000private", "\\ue000private"),
+        ("z\u0301" + "\u0302" * 100, "z\u0301" + "\u0302" * 7),
+        ("👩\u200d🚀 ❤\ufe0f", "👩\\u200d🚀 ❤\ufe0f"),
         ("Zwölf Boxkämpfer 🥊 漢字", "Zwölf Boxkämpfer 🥊 漢字"),
     ],
 )
@@ -33,6 +43,22 @@ def test_nothing_invisible_is_left_and_cleaning_again_changes_nothing(raw: str) 
     assert UNSAFE.search(cleaned) is None
     assert clean(cleaned) == cleaned
     cleaned.encode()
+
+
+@given(st.text(alphabet=st.characters(), max_size=200))
+def test_no_format_or_control_character_is_left(raw: str) -> None:
+    left = {unicodedata.category(character) for character in clean(raw)} & {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+    assert left <= {"Cc"}
+    assert all(character in "\t\n" for character in clean(raw) if unicodedata.category(character) == "Cc")
+
+
+@given(st.lists(st.sampled_from(["a", "\u202e", "\x00", "\U000e0041", "é"]), max_size=60), st.integers(2, 60))
+def test_no_escape_is_cut_in_two(pieces: list[str], max_chars: int) -> None:
+    text, is_truncated = cap(clean("".join(pieces)), max_chars)
+    head, _, tail = text.partition("\n[... ")
+    assert "\\" not in ESCAPE.sub("", head)
+    if is_truncated:
+        assert set(ESCAPE.sub("", tail.partition(" ...]\n")[2])) <= {"a", "é"}
 
 
 def test_short_text_is_kept() -> None:

@@ -26,9 +26,10 @@ from rollstream.tool_workers.arguments import InvalidArgumentsError
 from rollstream.tool_workers.functions import Tool, ToolOutput
 from rollstream.tool_workers.registry import ToolRegistry
 from rollstream.tool_workers.running_calls import NotBegunError, RunningCall
-from rollstream.tool_workers.sandbox_pool import ClosableSandbox, SandboxPool
+from rollstream.tool_workers.sandbox_pool import ClosableSandbox, Preparation, SandboxPool
 from rollstream.tool_workers.sessions import Join, Refuse, Replay, Run, SessionLedger
 from rollstream.tool_workers.tool_runner import ToolRunner
+from rollstream.tool_workers.workspaces import Workspaces
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class CallHandler:
         ledger: decides.
         runner: runs.
         sandboxes: None if no tool needs one.
+        workspaces: makes what sessions start with; None: they all start empty.
         publisher: sends the answers.
         max_waiting: calls that may wait for a sandbox; further ones are given back to their callers as ``busy``, but
             for harmful ones, whose callers could not send them again.
@@ -73,9 +75,11 @@ class CallHandler:
         sandboxes: SandboxPool | None,
         publisher: Publishing,
         *,
+        workspaces: Workspaces | None = None,
         max_waiting: int = MAX_WAITING_CALLS,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._workspaces = workspaces
         self._max_waiting = max_waiting
         self._registry = registry
         self._ledger = ledger
@@ -242,14 +246,25 @@ class CallHandler:
         self.waiting += 1
         try:
             async with asyncio.timeout(max(0.0, call.deadline - self._clock())) as running.waiting:
-                return await (pool.for_one_call() if incarnation is None else pool.of_session(incarnation))
+                if incarnation is None:
+                    return await pool.for_one_call()
+                return await pool.of_session(incarnation, self._preparation(call))
         except TimeoutError as error:
             raise NotBegunError("busy", HOUSE_IS_FULL) from error
-        except IsolationError as error:
+        except (IsolationError, TransientError) as error:
             raise NotBegunError("worker_error", str(error)) from error
         finally:
             running.waiting = None
             self.waiting -= 1
+
+    def _preparation(self, call: ToolCall) -> Preparation | None:
+        """What a session's sandbox needs before its first call."""
+        spec, workspaces = call.workspace, self._workspaces
+        if spec is msgspec.UNSET:
+            return None
+        if workspaces is None:
+            raise NotBegunError("worker_error", f"this worker makes no workspaces, the task needs {spec.uri!r}")
+        return lambda sandbox: workspaces.provision(sandbox, spec)
 
     async def _withdraw(self, call: ToolCall, admission: Run) -> None:
         unused = self._ledger.withdraw(call, admission)

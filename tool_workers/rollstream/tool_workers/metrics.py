@@ -40,3 +40,9 @@ ISOLATION = Gauge(
     ["layer"],
     registry=REGISTRY,
 )
+SIGNALS = Counter(
+    "rollstream_tool_signals",
+    "Refused system calls, attempts at the network and limits that ended a program, by kind.",
+    ["signal"],
+    registry=REGISTRY,
+)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from rollstream.tool_workers.sandbox.sandbox import Sandbox
@@ -24,6 +24,10 @@ class ClosableSandbox(Sandbox, Protocol):
     async def close(self) -> None:
         """Kill everything in it and free it."""
         ...
+
+
+Preparation = Callable[[Sandbox], Awaitable[None]]
+"""What is done in a sandbox before its session's first call."""
 
 
 class SandboxOpener(Protocol):
@@ -77,22 +81,32 @@ class SandboxPool:
         entry = self._entries.get(incarnation) if incarnation is not None else None
         return self._free == 0 and (entry is None or entry.sandbox is None)
 
-    async def of_session(self, incarnation: str) -> ClosableSandbox:
-        """The session's sandbox; opened by its first call. Waits for a place without a limit of its own.
+    async def of_session(self, incarnation: str, prepare: Preparation | None = None) -> ClosableSandbox:
+        """The session's sandbox; opened, and prepared, by its first call. Waits for a place without a limit of its own.
 
         Raises:
             IsolationError: it does not start.
+            TransientError: it cannot be prepared.
         """
         entry = self._entries.setdefault(incarnation, _Entry())
         async with entry.lock:
             if entry.sandbox is None:
                 sandbox = await self._open()
+                if prepare is not None:
+                    await self._prepared(sandbox, prepare)
                 if entry.is_closed:
                     await self.discard(sandbox)
                 else:
                     entry.sandbox = sandbox
                 return sandbox
             return entry.sandbox
+
+    async def _prepared(self, sandbox: ClosableSandbox, prepare: Preparation) -> None:
+        try:
+            await prepare(sandbox)
+        except BaseException:
+            await self.discard(sandbox)
+            raise
 
     async def for_one_call(self) -> ClosableSandbox:
         """A sandbox of nobody's session; give it back with ``discard``. Raises like ``of_session``."""

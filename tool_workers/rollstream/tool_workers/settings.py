@@ -86,6 +86,12 @@ class ToolWorkerSettings(BaseModel):
     """Calls that wait for a sandbox, besides those running; further ones are sent again by their callers."""
     max_running_programs: int = Field(default=0, ge=0)
     """Sandboxed calls running at once; 0: four per core."""
+    workspace_roots: tuple[str, ...] = ()
+    """What the URIs of workspaces must begin with, e.g. `s3://bucket/workspaces`; others are refused."""
+    max_workspace_bytes: int = Field(default=128 * MIB, ge=1)
+    """Of one archive."""
+    kept_workspace_bytes: int = Field(default=512 * MIB, ge=0)
+    """Memory for prepared workspaces."""
     max_gradings: int = Field(default=8, ge=1)
     """Gradings running at once, each in one or two fresh sandboxes, besides `max_sessions`."""
     max_sessions: int = Field(default=256, ge=1)

@@ -15,6 +15,7 @@ import msgspec
 
 from rollstream.schemas.errors import IsolationError, TransientError
 from rollstream.schemas.tools import ToolCall, ToolResult, ToolStatus
+from rollstream.tool_workers import metrics
 from rollstream.tool_workers.functions import TimeLimit, Tool, ToolError, ToolOutput
 from rollstream.tool_workers.output_text import cap, clean
 from rollstream.tool_workers.sandbox.replies import SandboxLostError
@@ -56,6 +57,9 @@ class ToolRunner:
 
     def result(self, call: ToolCall, output: ToolOutput, *, run_s: float = 0.0, queue_s: float = 0.0) -> ToolResult:
         """The result of a call, its text made fit to be read."""
+        signals = bounded(output.metrics)
+        for name, value in signals.items():
+            metrics.SIGNALS.labels(name).inc(value)
         content, is_truncated = cap(clean(output.content), self._max_output_chars)
         return ToolResult(
             call_id=call.call_id,
@@ -66,7 +70,7 @@ class ToolRunner:
             run_s=run_s,
             queue_s=queue_s,
             worker_id=self._worker_id,
-            metrics=bounded(output.metrics),
+            metrics=signals,
         )
 
     async def _run(self, tool: Tool, call: ToolCall, arguments: dict[str, Any], timeout_s: float) -> ToolOutput:

@@ -9,6 +9,7 @@ class Output:
     """Keeps at most ``kept_bytes``, half from the beginning and half from the end."""
 
     def __init__(self, kept_bytes: int) -> None:
+        self.kept_bytes = kept_bytes
         self._half = kept_bytes // 2
         self.head = bytearray()
         self.tail = bytearray()

@@ -193,7 +193,8 @@ class Supervisor:
         return self._processes.kill_all(pid, kept=kept)
 
     def _watch(self, program: Program, output: Output, resources: ResourceWatch) -> str | None:
-        return watch(program, output, resources, self._limits, self._denials, self._channel.read_fd)
+        flood_bytes = max(self._limits.flood_bytes, output.kept_bytes)
+        return watch(program, output, resources, flood_bytes, self._denials, self._channel.read_fd)
 
     def _reply(
         self,

@@ -103,9 +103,12 @@ class Program:
 
 
 def watch(
-    program: Program, output: Output, resources: ResourceWatch, limits: Limits, denials: Denials, worker_fd: int
+    program: Program, output: Output, resources: ResourceWatch, flood_bytes: int, denials: Denials, worker_fd: int
 ) -> str | None:
-    """Return when the program has ended or finished its call; the reason if it has to be killed."""
+    """Return when the program has ended or finished its call; the reason if it has to be killed.
+
+    ``flood_bytes``: output after which it is.
+    """
     pidfd = os.pidfd_open(program.pid)
     poll = select.poll()
     for fd in (program.output_fd, pidfd, program.done_fd, denials.listener_fd):
@@ -136,8 +139,8 @@ def watch(
                 else:
                     _feed(program, poll, events)
             if is_over:
-                output.drain(program.output_fd, limits.flood_bytes)
-            if output.total_bytes > limits.flood_bytes:
+                output.drain(program.output_fd, flood_bytes)
+            if output.total_bytes > flood_bytes:
                 return "output"
             if is_over:
                 return None
