@@ -37,6 +37,8 @@ SYNTHETIC_FILES = {
 }
 HIDDEN_FILES = ("/proc/cmdline",)
 """Shown empty: what the host's kernel was started with."""
+HIDDEN_FOLDERS = ("/proc/sys",)
+"""Shown empty: some settings of a namespace's own can be changed from within, and make its supervisor fail."""
 INSTALL_REMEDY = "install it (Debian, Ubuntu: `apt-get install bubblewrap`; Fedora: `dnf install bubblewrap`)"
 
 
@@ -139,6 +141,8 @@ def sandbox_command(
         line += ["--perms", "0444", "--ro-bind-data", str(descriptor(content)), path]
     for path in HIDDEN_FILES:
         line += ["--perms", "0444", "--ro-bind-data", str(descriptor(b"")), path]
+    for path in HIDDEN_FOLDERS:
+        line += ["--size", "4096", "--tmpfs", path, "--remount-ro", path]
     line += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKSPACE]
     for name, value in ENVIRONMENT.items():
         line += ["--setenv", name, value]
