@@ -4,6 +4,8 @@ Every payload runs in Python inside a sandbox and prints ``OUT`` if it got what 
 are told apart by the error they end with and by what the sandbox counts as refused.
 """
 
+# ruff: noqa: E501 -- a payload is a line
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -160,7 +162,7 @@ ATTEMPTS: dict[str, Attempt] = {
     "make a device": Attempt("import stat; say(works(lambda: os.mknod('/tmp/d', 0o600 | stat.S_IFCHR, os.makedev(1, 1)) or os.open('/tmp/d', os.O_RDONLY)))", None),
     "find a socket of a container engine": Attempt("say(any(os.path.exists(p) for p in ('/var/run/docker.sock', '/run/docker.sock', '/run/podman/podman.sock', '/run/containerd/containerd.sock', '/run/dbus/system_bus_socket')))", None),
     "find credentials": Attempt("say(any(os.path.exists(os.path.expanduser(p)) for p in ('/root/.ssh', '~/.aws', '~/.kube', '/var/run/secrets', '/etc/kubernetes', '~/.config/gcloud', '/etc/krb5.keytab')))", None),
-    "learn paths of the host from mounts": Attempt("say({canary_folder!r} in open('/proc/self/mountinfo').read() or '/work' in open('/proc/self/mountinfo').read().replace('/workspace', ''))", None),
+    "learn paths of the host from mounts": Attempt("say({canary_folder!r} in open('/proc/self/mountinfo').read())", None),
     "learn the name of the host": Attempt("say(socket.gethostname() == {hostname!r} or os.uname().nodename == {hostname!r})"),
     "learn how the kernel was started": Attempt("say(bool(open('/proc/cmdline').read().strip()))", "hidden files"),
     # writing what is everybody's
