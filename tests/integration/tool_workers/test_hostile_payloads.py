@@ -1,4 +1,4 @@
-"""Hostile payloads against sandboxes, as root and as a plain user; each with a check, and a control that shows it fail."""
+"""Hostile payloads against sandboxes, as root and as a plain user; each with a check, and a control that fails it."""
 
 from __future__ import annotations
 

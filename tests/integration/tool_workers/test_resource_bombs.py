@@ -1,6 +1,6 @@
 """Code that uses up what it can, with control groups and without: it is stopped, the host hardly notices, the next call works."""
 
-# ruff: noqa: E501 -- a payload is a line
+# ruff: noqa: E501, ISC004 -- a payload is a line
 
 from __future__ import annotations
 
