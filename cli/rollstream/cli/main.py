@@ -37,7 +37,9 @@ COMMANDS = (
     LazyCommand("status", "rollstream.cli.status:status_command", "Show lag, episodes, workers and policy versions."),
     LazyCommand("doctor", "rollstream.cli.doctor:doctor_command", "Check this machine and say what to do."),
     LazyCommand("broker", "rollstream.cli.broker:broker_app", "Start, stop and look at a local Kafka broker."),
-    LazyCommand("topics", "rollstream.cli.topics:topics_app", "Create, check and list the topics."),
+    LazyCommand(
+        "topics", "rollstream.cli.topics:topics_app", "Create, check and list the topics, and the rights to them."
+    ),
     LazyCommand("produce", "rollstream.cli.produce:produce_command", "Turn a dataset into tasks."),
     LazyCommand(
         "rollout-worker",
@@ -45,6 +47,7 @@ COMMANDS = (
         "Run episodes: tasks in, trajectories out.",
     ),
     LazyCommand("tool-worker", "rollstream.cli.tool_worker:tool_worker_command", "Run tool calls in sandboxes."),
+    LazyCommand("tools", "rollstream.cli.tools:tools_app", "List and export the tools of a tool worker."),
     LazyCommand("trajectories", "rollstream.cli.trajectories:trajectories_app", "Follow and export trajectories."),
     LazyCommand(
         "dead-letters",

@@ -1,4 +1,4 @@
-"""``rollstream topics apply | check | list``: the declared topics and what the broker has."""
+"""``rollstream topics apply | check | list | grant | grants | revoke``: the declared topics and what the broker has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rollstream.cli.settings import load_settings
+from rollstream.cli.topic_options import AsJson, Bootstrap, Prefix, kafka_settings
+from rollstream.cli.topic_rights import grant, grants, revoke
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.topic_admin import (
     apply_topics,
@@ -27,10 +28,6 @@ DIFFERENT = 1
 
 topics_app = typer.Typer(no_args_is_help=True)
 
-Bootstrap = Annotated[str | None, typer.Option(help="Kafka, host:port; default: the local broker.")]
-Prefix = Annotated[str | None, typer.Option(help="Prefix of all topics.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
-
 
 @topics_app.command()
 def apply(
@@ -39,7 +36,7 @@ def apply(
     grow: Annotated[bool, typer.Option("--grow", help="Add missing partitions to existing topics too.")] = False,
 ) -> None:
     """Create missing topics and set their configs; exit code 1 if differences remain. Safe to repeat."""
-    kafka = _kafka(bootstrap, prefix)
+    kafka = kafka_settings(bootstrap, prefix)
     changes = asyncio.run(apply_topics(kafka, grow=grow))
     for change in changes:
         typer.echo(f"{change.topic}: {change.change}")
@@ -54,7 +51,7 @@ def apply(
 @topics_app.command()
 def check(bootstrap: Bootstrap = None, prefix: Prefix = None, as_json: AsJson = False) -> None:
     """Explain each difference between the broker and the declared topics; exit code 1 if there is one."""
-    kafka = _kafka(bootstrap, prefix)
+    kafka = kafka_settings(bootstrap, prefix)
     differences = asyncio.run(check_topics(kafka))
     if as_json:
         typer.echo(json.dumps([asdict(difference) for difference in differences]))
@@ -69,7 +66,7 @@ def check(bootstrap: Bootstrap = None, prefix: Prefix = None, as_json: AsJson = 
 @topics_app.command("list")
 def list_(bootstrap: Bootstrap = None, prefix: Prefix = None, as_json: AsJson = False) -> None:
     """Show the topics under the prefix."""
-    kafka = _kafka(bootstrap, prefix)
+    kafka = kafka_settings(bootstrap, prefix)
     topics = asyncio.run(list_topics(kafka))
     if as_json:
         typer.echo(json.dumps([_as_data(topic) for topic in topics]))
@@ -77,6 +74,10 @@ def list_(bootstrap: Bootstrap = None, prefix: Prefix = None, as_json: AsJson = 
         Console().print(topic_list(topics, kafka))
     else:
         typer.echo(f"no topics under {kafka.prefix!r}; `rollstream topics apply` creates them")
+
+
+for command in (grant, grants, revoke):
+    topics_app.command()(command)
 
 
 def difference_table(differences: Sequence[TopicDifference]) -> Table:
@@ -142,7 +143,3 @@ def _as_data(topic: TopicState) -> dict[str, object]:
         "replication_factor": topic.replication_factor,
         "config": {name: topic.config.get(name) for name in sorted(topic.overrides)},
     }
-
-
-def _kafka(bootstrap: str | None, prefix: str | None) -> KafkaSettings:
-    return load_settings({"kafka": {"bootstrap": bootstrap, "prefix": prefix}}).kafka

@@ -19,6 +19,10 @@ class SettingsError(RollstreamError, ValueError):
     """The configuration is wrong: correct it and start again. Raised at start-up, never at the first record."""
 
 
+class TopicDeniedError(SettingsError):
+    """The broker does not let this user read or write a topic: grant it, or do without where that is possible."""
+
+
 class InvalidMessageError(RollstreamError, ValueError):
     """A record breaks the contract and will break it again: send it to the dead letters, go on with the next."""
 

@@ -9,6 +9,9 @@ infrastructure failures are never text; calls that wait for a sandbox do not kee
 Crash: sandboxes die with the process; unfinished calls are delivered to the next owner, which opens a sandbox for a
 first call and answers ``session_lost`` for others. Rebalance: nothing to do, sessions stay until they are idle. Drain:
 intake stops, running calls may finish within ``drain_s``, then the worker leaves.
+
+Rights: to read its calls and to write results. Without those to `control` and `dead-letters` it tells its status, and
+what it cannot read, in its log.
 """
 
 from __future__ import annotations
@@ -26,13 +29,23 @@ from typing import Literal
 from aiokafka import TopicPartition
 
 from rollstream.schemas.control import WorkerStatus
-from rollstream.schemas.errors import InvalidMessageError
+from rollstream.schemas.errors import InvalidMessageError, single_errors
 from rollstream.schemas.tools import SessionEnd, ToolCall
 from rollstream.tool_workers import metrics
 from rollstream.tool_workers.blank_sandboxes import BlankSandboxes
 from rollstream.tool_workers.call_handling import CallHandler
 from rollstream.tool_workers.call_intake import CallIntake
-from rollstream.tool_workers.registry import ToolRegistry, load_tools
+from rollstream.tool_workers.grading.grade_tool import build_grade_tool
+from rollstream.tool_workers.grading.rooms import GradingRooms
+from rollstream.tool_workers.mcp_servers.mounting import (
+    MCP,
+    McpServers,
+    chosen_servers,
+    mounted_servers,
+    secrets_of,
+)
+from rollstream.tool_workers.provision import Provision
+from rollstream.tool_workers.registry import ToolRegistry, load_graders, load_tools
 from rollstream.tool_workers.sandbox.isolation_report import IsolationReport
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory
 from rollstream.tool_workers.sandbox.self_test import check_isolation
@@ -40,9 +53,14 @@ from rollstream.tool_workers.sandbox.spawning import build_spawner
 from rollstream.tool_workers.sandbox_pool import SandboxPool
 from rollstream.tool_workers.sessions import SessionLedger
 from rollstream.tool_workers.settings import ToolWorkerSettings
+from rollstream.tool_workers.tool_resources import open_resources
 from rollstream.tool_workers.tool_runner import ToolRunner
-from rollstream.transport.dead_letters import DeadLetterOffice
-from rollstream.transport.heartbeat import beat, say
+from rollstream.tool_workers.tool_secrets import find_secrets
+from rollstream.tool_workers.tool_states import ToolStates
+from rollstream.tool_workers.workspaces import Workspaces
+from rollstream.transport.clients import require_topics
+from rollstream.transport.dead_letters_or_log import DeadLettersOrLog
+from rollstream.transport.heartbeat import Heartbeat
 from rollstream.transport.metrics import served_metrics
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record, decode_record
@@ -65,27 +83,59 @@ async def run_tool_worker(settings: ToolWorkerSettings, kafka: KafkaSettings, st
         TransientError: no broker.
         DataLossError: a topic was deleted or made anew meanwhile.
     """
-    registry = load_tools(settings.tools)
+    try:
+        await _serve(settings, kafka, stop)
+    except ExceptionGroup as failures:
+        raise next(iter(single_errors(failures))) from failures
+
+
+async def _serve(settings: ToolWorkerSettings, kafka: KafkaSettings, stop: asyncio.Event) -> None:
+    registry = load_tools(own_sources(settings))
     topic = kafka.topic(f"tool-calls.{settings.toolset}")
     async with AsyncExitStack() as stack:
+        if settings.metrics_port is not None:
+            stack.enter_context(served_metrics(settings.metrics_port))
+        started = await start_sandboxes(settings, registry, stack)
+        await require_topics(kafka, kafka.topic("tool-results"))
+        servers = await mount_servers(settings, registry, started, stack)
+        states = await stack.enter_async_context(kept_states(settings.state_timeout_s))
+        resources = await open_resources(registry.resources, settings, stack)
+        declared = {tool.name: tool.secrets for tool in registry if tool.secrets}
+        provision = Provision(states, resources, find_secrets(declared, settings.secrets, os.environ))
         ledger = SessionLedger(
             new_incarnation=lambda: uuid.uuid4().hex,
             remembered_results=settings.remembered_results,
             remembered_bytes=settings.remembered_bytes,
+            on_close=lambda incarnation: _tell_all(incarnation, states, servers),
         )
-        if settings.metrics_port is not None:
-            stack.enter_context(served_metrics(settings.metrics_port))
-        started = await start_sandboxes(settings, registry, stack)
-        sandboxes = None
+        sandboxes = workspaces = None
         if started is not None:
             blanks = await stack.enter_async_context(stocked_sandboxes(started.factory, settings))
             sandboxes = SandboxPool(blanks, max_open=settings.max_sessions, reclaim=reclaimer(ledger, settings))
             stack.push_async_callback(sandboxes.close_all)
+            workspaces = Workspaces(
+                started.factory,
+                roots=settings.workspace_roots,
+                max_bytes=settings.max_workspace_bytes,
+                kept_bytes=settings.kept_workspace_bytes,
+            )
+            rooms = GradingRooms(blanks, max_gradings=settings.max_gradings)
+            registry.hide(build_grade_tool(rooms, load_graders(own_sources(settings))))
         publisher = await stack.enter_async_context(Publisher(kafka, profile="rpc"))
-        dead_letters = DeadLetterOffice(kafka, role="tool-worker", worker_id=settings.worker_id)
+        dead_letters = DeadLettersOrLog(kafka, role="tool-worker", worker_id=settings.worker_id)
         await stack.enter_async_context(dead_letters)
-        runner = ToolRunner(worker_id=settings.worker_id, max_output_chars=settings.max_output_chars)
-        handler = CallHandler(registry, ledger, runner, sandboxes, publisher, max_waiting=settings.max_waiting_calls)
+        runner = ToolRunner(
+            worker_id=settings.worker_id, max_output_chars=settings.max_output_chars, provision=provision
+        )
+        handler = CallHandler(
+            registry,
+            ledger,
+            runner,
+            sandboxes,
+            publisher,
+            workspaces=workspaces,
+            max_waiting=settings.max_waiting_calls,
+        )
         intake = CallIntake(
             kafka,
             [topic],
@@ -96,6 +146,50 @@ async def run_tool_worker(settings: ToolWorkerSettings, kafka: KafkaSettings, st
         worker = ToolWorker(settings, kafka, intake, handler, publisher, dead_letters, sandboxes)
         async with watched_topics(kafka, [topic, kafka.topic("tool-results"), kafka.topic("control")]):
             await worker.run(stop)
+
+
+def _tell_all(incarnation: str, states: ToolStates, servers: McpServers | None) -> None:
+    """Everybody who keeps something for a session hears that it is over."""
+    states.end_session(incarnation)
+    if servers is not None:
+        servers.end_session(incarnation)
+
+
+@asynccontextmanager
+async def kept_states(timeout_s: float) -> AsyncGenerator[ToolStates]:
+    """States of sessions; what is left is taken down at the end."""
+    states = ToolStates(timeout_s=timeout_s)
+    async with asyncio.TaskGroup() as group:
+        taking_down = group.create_task(states.run())
+        try:
+            yield states
+        finally:
+            taking_down.cancel()
+            await asyncio.wait([taking_down])
+            await states.close()
+
+
+def own_sources(settings: ToolWorkerSettings) -> list[str]:
+    """The sources of tools that are no servers."""
+    return [source for source in settings.tools if not source.startswith(MCP)]
+
+
+async def mount_servers(
+    settings: ToolWorkerSettings, registry: ToolRegistry, started: StartedSandboxes | None, stack: AsyncExitStack
+) -> McpServers | None:
+    """Add the tools of MCP servers to the registry; None if there are none. Ends with the stack.
+
+    Raises:
+        SettingsError: a server is not there, or offers what cannot be offered.
+    """
+    chosen = chosen_servers(settings.tools, settings.mcp, settings.mcp_allowed_hosts)
+    if not chosen:
+        return None
+    opener = None if started is None else started.factory
+    secrets = secrets_of(chosen, settings.secrets, os.environ)
+    servers = await stack.enter_async_context(mounted_servers(chosen, opener, secrets))
+    registry.add(servers.tools)
+    return servers
 
 
 @dataclass(frozen=True)
@@ -109,12 +203,14 @@ class StartedSandboxes:
 async def start_sandboxes(
     settings: ToolWorkerSettings, registry: ToolRegistry, stack: AsyncExitStack
 ) -> StartedSandboxes | None:
-    """What opens sandboxes, after the self-test; None if no tool needs one. Ends with the stack.
+    """What opens sandboxes, after the self-test; None if no tool and no server needs one. Ends with the stack.
 
     Raises:
         IsolationError: see ``check_isolation``.
     """
+    chosen = chosen_servers(settings.tools, settings.mcp, settings.mcp_allowed_hosts)
     sandboxed = [tool.name for tool in registry if tool.needs_sandbox]
+    sandboxed += [MCP + name for name, server in chosen.items() if server.command]
     if not sandboxed:
         return None
     spawner = build_spawner(settings.isolation, settings.sandbox)
@@ -169,14 +265,14 @@ class ToolWorker:
         intake: CallIntake,
         handler: CallHandler,
         publisher: Publisher,
-        dead_letters: DeadLetterOffice,
+        dead_letters: DeadLettersOrLog,
         sandboxes: SandboxPool | None,
     ) -> None:
         self._settings = settings
         self._results_topic = kafka.topic("tool-results")
         self._intake = intake
         self._handler = handler
-        self._publisher = publisher
+        self._heartbeat = Heartbeat(publisher)
         self._dead_letters = dead_letters
         self._sandboxes = sandboxes
         self._running: set[asyncio.Task[None]] = set()
@@ -187,18 +283,19 @@ class ToolWorker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Receive, handle, drain."""
+        await self._heartbeat.say(self._status())
         try:
             await self._work(stop)
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from failures  # the first one cancelled the others
         self._state = "stopped"
-        await say(self._publisher, self._status())
+        await self._heartbeat.say(self._status())
 
     async def _work(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             background = [
                 group.create_task(self._intake.run()),
-                group.create_task(beat(self._publisher, self._status)),
+                group.create_task(self._heartbeat.beat(self._status)),
                 group.create_task(self._close_idle_sessions()),
             ]
             while not stop.is_set():

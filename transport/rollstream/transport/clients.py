@@ -29,7 +29,7 @@ from aiokafka.errors import (
     for_code,
 )
 
-from rollstream.schemas.errors import SettingsError, TransientError
+from rollstream.schemas.errors import SettingsError, TopicDeniedError, TransientError
 from rollstream.transport.closed_connections import tell_closed_connections
 from rollstream.transport.settings import KafkaSettings
 
@@ -171,9 +171,10 @@ async def admin_client(kafka: KafkaSettings) -> AsyncGenerator[AIOKafkaAdminClie
 
 
 def denied(error: KafkaError, kafka: KafkaSettings) -> SettingsError:
-    """What to tell when the cluster refused us."""
+    """What to tell when the cluster refused us; a TopicDeniedError where it is about a topic."""
     user = repr(kafka.sasl_username) if kafka.sasl_username else "an anonymous client"
-    return SettingsError(
+    kind = TopicDeniedError if isinstance(error, TopicAuthorizationFailedError) else SettingsError
+    return kind(
         f"Kafka at {kafka.bootstrap!r} refuses {user}: {type(error).__name__} {error}; grant the missing permission, "
         "or correct kafka.sasl_username and kafka.sasl_password"
     )
@@ -286,7 +287,8 @@ async def require_topics(kafka: KafkaSettings, *topics: str) -> None:
     """A group consumer of a missing topic would wait for ever, an assigned one would read nothing.
 
     Raises:
-        SettingsError: a topic (full name) does not exist, or may not be looked at.
+        SettingsError: a topic (full name) does not exist.
+        TopicDeniedError: a topic may not be looked at.
         TransientError: no broker answered within ``start_timeout_s``.
     """
     if not topics:

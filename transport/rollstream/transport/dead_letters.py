@@ -63,6 +63,7 @@ class DeadLetterOffice:
 
     Raises:
         SettingsError: on entering: there is no topic for dead letters.
+        TopicDeniedError: on entering: it may not be looked at.
     """
 
     def __init__(self, kafka: KafkaSettings, *, role: str, worker_id: str, try_s: float = DEADLINE_S) -> None:
@@ -97,7 +98,7 @@ class DeadLetterOffice:
 
         Raises:
             TransientError: not acknowledged within ``deadline_s``: try again, the record must not be passed.
-            SettingsError: writing to the topic is not permitted.
+            TopicDeniedError: writing to the topic is not permitted.
         """
         letter = dead_letter(
             record, error, role=self._role, worker_id=self._worker_id, attempts=attempts, failed_at=time.time()

@@ -44,6 +44,12 @@ RECORDS_GONE = Counter(
 DEAD_LETTERS = Counter(
     "rollstream_dead_letters", "Records buried, by where they came from and why.", ["topic", "error"], registry=REGISTRY
 )
+LOGGED_LETTERS = Counter(
+    "rollstream_dead_letters_logged",
+    "Records written to the log instead, because this user may not write dead letters.",
+    ["topic", "error"],
+    registry=REGISTRY,
+)
 
 
 @contextmanager

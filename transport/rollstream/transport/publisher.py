@@ -128,7 +128,8 @@ class Publisher:
 
         Raises:
             InvalidMessageError: the message breaks a rule, is too large for the topic, or the partition does not exist.
-            SettingsError: the topic is not declared, or writing to it is not permitted.
+            SettingsError: the topic is not declared.
+            TopicDeniedError: writing to it is not permitted.
             TransientError: not acknowledged in time, or not repeatable and its fate unknown; it may be in the log all
                 the same.
         """

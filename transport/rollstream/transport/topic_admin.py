@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ from rollstream.transport.topics import TopicDeclaration
 
 logger = logging.getLogger(__name__)
 
+TOPIC_DENIED = 29
 TOPIC_EXISTS = 36
 SET_ON_TOPIC = 1
 """Source of a config value: set on the topic itself, rather than inherited."""
@@ -83,6 +84,31 @@ async def list_topics(kafka: KafkaSettings) -> list[TopicState]:
     async with admin_client(kafka) as admin:
         names = [name for name in await admin.list_topics() if name.startswith(kafka.prefix)]
         return await _describe(admin, sorted(names))
+
+
+async def topic_partitions(kafka: KafkaSettings) -> dict[str, int]:
+    """How many partitions each topic under our prefix has (by full name) that we may look at.
+
+    Needs no more rights than to use them, unlike ``list_topics``.
+
+    Raises:
+        TransientError: the broker does not answer.
+    """
+    async with admin_client(kafka) as admin:
+        names = [name for name in await admin.list_topics() if name.startswith(kafka.prefix)]
+        described = await admin.describe_topics(names) if names else []
+    return {topic["topic"]: len(topic["partitions"]) for topic in described if not topic["error_code"]}
+
+
+async def denied_topics(kafka: KafkaSettings, topics: Iterable[str]) -> frozenset[str]:
+    """Those of ``topics`` (full names) that this user may not look at, whether they exist or not.
+
+    Raises:
+        TransientError: the broker does not answer.
+    """
+    async with admin_client(kafka) as admin:
+        described = await admin.describe_topics(sorted(topics))
+    return frozenset(topic["topic"] for topic in described if topic["error_code"] == TOPIC_DENIED)
 
 
 async def check_topics(kafka: KafkaSettings) -> list[TopicDifference]:

@@ -1,4 +1,7 @@
-"""Whether topics that are in use are deleted, or made anew, under their users: a Kafka client would wait for ever."""
+"""Whether topics that are in use are deleted, or made anew, under their users: a Kafka client would wait for ever.
+
+Topics that the user may not look at are not watched, which is said once.
+"""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 # (aiokafka is only partly annotated)
@@ -16,7 +19,7 @@ from aiokafka.errors import KafkaError
 from rollstream.schemas.errors import DataLossError, RollstreamError, TransientError, single_errors
 from rollstream.transport.clients import start_consumer, stop_consumer
 from rollstream.transport.settings import KafkaSettings
-from rollstream.transport.topic_admin import list_topics
+from rollstream.transport.topic_admin import denied_topics, topic_partitions
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ async def topic_ends(kafka: KafkaSettings, topics: Iterable[str]) -> dict[str, l
     wanted = set(topics)
     partitions: dict[str, int] = {}
     for look in range(MISSING_LOOKS):
-        partitions = {state.name: state.partitions for state in await list_topics(kafka) if state.name in wanted}
+        partitions = {name: count for name, count in (await topic_partitions(kafka)).items() if name in wanted}
         if len(partitions) == len(wanted):
             break
         if look < MISSING_LOOKS - 1:
@@ -78,12 +81,18 @@ def what_is_lost(before: Ends, now: Ends) -> str | None:
 async def watch_topics(kafka: KafkaSettings, topics: Iterable[str], *, every_s: float = LOOK_EVERY_S) -> None:
     """Look again and again until cancelled; a broker that does not answer is no finding.
 
+    Returns at once if none of the topics may be looked at.
+
     Raises:
         DataLossError: a topic (full name) was deleted or made anew: whoever uses it should stop and say so.
     """
-    names, before = tuple(topics), dict[str, list[int] | None]()
-    while True:
+    names, before = frozenset(topics), dict[str, list[int] | None]()
+    is_narrowed = False
+    while names:
         try:
+            if not is_narrowed:
+                names -= await _denied(kafka, names)
+                is_narrowed = True
             now = await topic_ends(kafka, names)
         except RollstreamError as error:
             logger.debug("the topics cannot be looked at now: %s", error)
@@ -93,6 +102,13 @@ async def watch_topics(kafka: KafkaSettings, topics: Iterable[str], *, every_s: 
                 raise DataLossError(f"{lost}; records that were in it are gone: start again when this is understood")
             before = now
         await asyncio.sleep(every_s)
+
+
+async def _denied(kafka: KafkaSettings, names: frozenset[str]) -> frozenset[str]:
+    denied = await denied_topics(kafka, names)
+    if denied:
+        logger.warning("not watched, as %r may not look at them: %s", kafka.sasl_username, ", ".join(sorted(denied)))
+    return denied
 
 
 @asynccontextmanager

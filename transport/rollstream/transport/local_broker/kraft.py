@@ -35,10 +35,13 @@ from rollstream.transport.local_broker.ports import choose_listeners
 from rollstream.transport.local_broker.settings import BrokerSettings
 from rollstream.transport.local_broker.startup_archive import StartupArchive, adopt, startup_archive
 from rollstream.transport.local_broker.state import BrokerState, is_alive, read_state, started_ticks, write_state
+from rollstream.transport.local_broker.users import BrokerUsers
 
 logger = logging.getLogger(__name__)
 
 RECORDS = "records"
+OWNER_ONLY = 0o700
+"""Of a data folder that holds passwords."""
 READY = b"Kafka Server started"
 PORT_TAKEN = b"Address already in use"
 STARTS_ON_FRESH_PORTS = 3
@@ -56,13 +59,17 @@ class _Runtime:
 class LocalBroker:
     """A broker of ours; as a context manager it runs inside the block.
 
-    ``start`` after ``stop`` or ``kill9`` comes back on the same ports with the same data.
+    ``start`` after ``stop`` or ``kill9`` comes back on the same ports with the same data. With ``users``, on a fresh
+    data folder, one must log in as one of them.
     """
 
-    def __init__(self, settings: BrokerSettings | None = None, *, stay: bool = False) -> None:
+    def __init__(
+        self, settings: BrokerSettings | None = None, *, stay: bool = False, users: BrokerUsers | None = None
+    ) -> None:
         self._settings = settings or BrokerSettings()
         self._data_dir = self._settings.data_dir.absolute()
         self._stay = stay
+        self._users = users
         self._state: BrokerState | None = None
 
     def __enter__(self) -> Self:
@@ -94,6 +101,8 @@ class LocalBroker:
             TransientError: the broker did not come up; the message ends with its log.
         """
         self._data_dir.mkdir(parents=True, exist_ok=True)
+        if self._users is not None:
+            self._data_dir.chmod(OWNER_ONLY)
         with _lock(self._data_dir):
             former = read_state(self._data_dir)
             if former is not None and is_alive(former.pid, former.started_ticks):
@@ -115,10 +124,11 @@ class LocalBroker:
 
     def _start_on_free_ports(self, former: BrokerState | None) -> BrokerState:
         runtime = _runtime(self._settings)
-        ensure_log_folder(self._data_dir / RECORDS, runtime.java, runtime.jars, self._settings.cache_dir.absolute())
+        cache_dir = self._settings.cache_dir.absolute()
+        ensure_log_folder(self._data_dir / RECORDS, runtime.java, runtime.jars, cache_dir, users=self._users)
         for attempts_left in reversed(range(STARTS_ON_FRESH_PORTS)):
             listeners = self._listeners(former)
-            _write_configuration(self._data_dir, listeners)
+            _write_configuration(self._data_dir, listeners, self._users)
             state = self._spawn(runtime, listeners)
             try:
                 _wait_until_ready(state, self._settings.start_timeout_s)
@@ -225,8 +235,8 @@ def _java_command(runtime: _Runtime, data_dir: Path, heap_mib: int) -> list[str]
     ]
 
 
-def _write_configuration(data_dir: Path, listeners: Listeners) -> None:
-    settings = server_properties(listeners, str(data_dir / RECORDS))
+def _write_configuration(data_dir: Path, listeners: Listeners, users: BrokerUsers | None) -> None:
+    settings = server_properties(listeners, str(data_dir / RECORDS)) | (users.properties(listeners) if users else {})
     (data_dir / "server.properties").write_text(as_properties(settings), encoding="utf-8")
     (data_dir / "log4j2.properties").write_text(LOG4J_PROPERTIES, encoding="utf-8")
 
