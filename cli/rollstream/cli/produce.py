@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rollstream.producers.run_plan import RunPlan
     from rollstream.producers.service import RunProgress
     from rollstream.producers.settings import ProducerSettings
+    from rollstream.schemas.tasks import ToolSpec
 
 _STATES = {
     "reading": "reading what is there",
@@ -52,7 +53,7 @@ def produce_command(
     workspace_column: Annotated[str | None, typer.Option(help="What the tool session starts with.")] = None,
     prompt_template: Annotated[str | None, typer.Option(help='User message: "Solve: {question}".')] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System message; replaces that of a row.")] = None,
-    tools: Annotated[str | None, typer.Option(help="Built-in names, modules or file.py, with commas.")] = None,
+    tools: Annotated[str | None, typer.Option(help="Built-in names, modules, file.py or exported .json.")] = None,
     toolset: Annotated[str, typer.Option(help="Whose workers run the tools.")] = "default",
     agent: Annotated[str | None, typer.Option(help="A registered agent or module:function.")] = None,
     reward: Annotated[str | None, typer.Option(help="exact, numeric, regex, module:function, or a grader.")] = None,
@@ -131,18 +132,18 @@ def produce_command(
 
 
 def with_tool_specs(settings: ProducerSettings, *, toolset: str = "default") -> ProducerSettings:
-    """The same settings with every tool that is a name looked up among the tool workers' tools.
+    """The same settings with every tool that is a name looked up among the tool workers' tools, or in its file.
 
     Raises:
         SettingsError: there is no such tool.
     """
+    from rollstream.cli.tools import read_specs
     from rollstream.tool_workers.registry import load_tools
 
-    specs = [
-        spec
-        for tool in settings.tools
-        for spec in (load_tools([tool]).specs(toolset=toolset) if isinstance(tool, str) else [tool])
-    ]
+    def specs_of(tool: str) -> list[ToolSpec]:
+        return read_specs(Path(tool)) if tool.endswith(".json") else load_tools([tool]).specs(toolset=toolset)
+
+    specs = [spec for tool in settings.tools for spec in (specs_of(tool) if isinstance(tool, str) else [tool])]
     return settings.model_copy(update={"tools": tuple(specs)})
 
 

@@ -31,6 +31,8 @@ DEFAULT_FILE = Path("rollstream.toml")
 ENVIRONMENT_PREFIX = "ROLLSTREAM_"
 FOREIGN_VARIABLES = frozenset({"ROLLSTREAM_TEST_BOOTSTRAP"})
 """Variables with our prefix that are no settings."""
+SECRET_VARIABLE = "ROLLSTREAM_SECRET_"
+"""Begins the variables with secrets of tools, which tool workers look up by name."""
 MASK = "**********"
 SECRET_WORDS = ("password", "secret", "token", "api_key")
 NOT_SECRET = frozenset({"tokenizer"})
@@ -219,7 +221,9 @@ def _value(text: str, assignment: str) -> Any:
 def _check_environment(environment: Mapping[str, str]) -> None:
     sections = sorted(RollstreamSettings.model_fields)
     for variable in sorted(environment):
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in FOREIGN_VARIABLES:
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable.startswith(SECRET_VARIABLE):
+            continue
+        if variable in FOREIGN_VARIABLES:
             continue
         section = variable.removeprefix(ENVIRONMENT_PREFIX).partition("__")[0].lower()
         if section not in sections:

@@ -13,6 +13,7 @@ from rollstream.cli.settings import describe, load_settings
 from rollstream.cli.stop_signals import stop_on_signals
 
 if TYPE_CHECKING:
+    from rollstream.tool_workers.functions import Tool
     from rollstream.tool_workers.settings import ToolWorkerSettings
 
 NO_BROKER = "localhost:9"
@@ -75,18 +76,25 @@ async def check_tool_worker(settings: ToolWorkerSettings) -> list[str]:
         IsolationError: a tool needs a sandbox and this machine cannot isolate.
     """
     from rollstream.tool_workers.registry import load_tools
-    from rollstream.tool_workers.service import start_sandboxes
+    from rollstream.tool_workers.service import mount_servers, own_sources, start_sandboxes
 
-    registry = load_tools(settings.tools)
-    lines = [
-        f"tool {tool.name}: {'in a sandbox' if tool.needs_sandbox else 'in the worker'}, "
-        f"{'with' if tool.is_stateful else 'without'} state"
-        for tool in registry
-    ]
+    registry = load_tools(own_sources(settings))
     async with AsyncExitStack() as stack:
         started = await start_sandboxes(settings, registry, stack)
+        await mount_servers(settings, registry, started, stack)
+    lines = [
+        f"tool {tool.name}: {_place_of(tool)}, {'with' if tool.is_stateful else 'without'} state" for tool in registry
+    ]
     if started is None:
         return [*lines, "no tool needs a sandbox"]
     if started.report is None:
         return [*lines, f"isolation: none ({settings.isolation})"]
     return [*lines, *(str(layer) for layer in started.report.layers)]
+
+
+def _place_of(tool: Tool) -> str:
+    from rollstream.tool_workers.mcp_servers.mounting import McpTool
+
+    if isinstance(tool, McpTool):
+        return "at an MCP server"
+    return "in a sandbox" if tool.needs_sandbox else "in the worker"

@@ -46,6 +46,8 @@ def find_agent(name: str) -> Agent:
 
 @agent("react")
 async def react(episode: Episode) -> None:
-    """Think, call tools, read their answers, until a turn calls none (Yao et al., 2022)."""
+    """Think, call tools, read their answers, until a turn calls none, or finishes (Yao et al., 2022)."""
     while (turn := await episode.generate()).tool_calls:
         await episode.call_tools(turn.tool_calls)
+        if episode.answer is not None:
+            break

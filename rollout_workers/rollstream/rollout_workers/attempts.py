@@ -91,7 +91,7 @@ async def _scored(task: RolloutTask, episode: Episode, ending: Ending, log: Effe
     spec = task.reward
 
     async def run() -> bytes:
-        final_text = episode.texts[-1] if episode.texts else ""
+        final_text = episode.final_text
         if is_graded(spec):
             result = await grade(spec, episode, final_text)
         else:

@@ -31,6 +31,8 @@ from rollstream.schemas.errors import DataError, EngineError
 from rollstream.schemas.tasks import ChatMessage, RolloutTask
 from rollstream.schemas.tools import ToolResult
 
+FINISH = "finish"
+"""The tool whose answer is the episode's."""
 ABORT_GRACE_S = 120.0
 """For an aborted request to return; a policy that is being loaded holds it up."""
 
@@ -98,6 +100,7 @@ class Episode:
         self._texts: list[str] = []
         self._observed: list[Observation] = []
         self._malformed_turns = 0
+        self._answer: str | None = None
         self._spent_s = parent._spent_s if parent is not None else 0.0
         self._has_just_sampled = False
         shared.lanes.append(self)
@@ -131,6 +134,18 @@ class Episode:
     def observations(self) -> Sequence[Observation]:
         """Every answered tool call so far, in call order."""
         return tuple(self._observed)
+
+    @property
+    def answer(self) -> str | None:
+        """What the last successful call of the tool ``finish`` said; None: there was none."""
+        return self._answer
+
+    @property
+    def final_text(self) -> str:
+        """What is judged: the answer, else the text of the last turn."""
+        if self._answer is not None:
+            return self._answer
+        return self._texts[-1] if self._texts else ""
 
     @property
     def malformed_turns(self) -> int:
@@ -202,7 +217,8 @@ class Episode:
         """
         if self._malformed_turns > self.task.limits.max_malformed_turns:
             raise EpisodeCut("malformed")
-        if self._sample.num_turns >= self.task.limits.max_turns:
+        finishes = any(request.name == FINISH and request.error is None for request in requests)
+        if self._sample.num_turns >= self.task.limits.max_turns and not finishes:
             raise EpisodeCut("max_turns")
         turn, is_first = self._sample.num_turns - 1, self._has_just_sampled
         answered, _ = await self._effects.perform(
@@ -215,6 +231,9 @@ class Episode:
         self._spent_s += max((observation.run_s for observation in answered.observations), default=0.0)
         self._tools.advance(turn, requests, answered.observations)
         self._observed.extend(answered.observations)
+        for request, observation in zip(requests, answered.observations, strict=True):
+            if request.name == FINISH and observation.status == "ok":
+                self._answer = observation.content
         self._sample.set_outcome(
             TurnOutcome(
                 tool_calls=len(requests),

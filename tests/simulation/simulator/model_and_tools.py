@@ -50,6 +50,11 @@ class RecordingSandbox:
     """(sample, call) in order."""
     is_closed: bool = False
 
+    @property
+    def is_alive(self) -> bool:
+        """Until it is closed."""
+        return not self.is_closed
+
     async def close(self) -> None:
         """End it."""
         self.is_closed = True

@@ -77,7 +77,9 @@ def test_writable_folders_are_sized_memory(root: Path) -> None:
         "/workspace": limits.workspace_bytes,
         "/tmp": limits.scratch_bytes,
         "/dev/shm": limits.scratch_bytes,
+        "/proc/sys": 4096,
     }
+    assert line[line.index("/proc/sys") + 1 :][:2] == ["--remount-ro", "/proc/sys"]
 
 
 def test_filter_supervisor_and_files_come_through_descriptors(root: Path) -> None:

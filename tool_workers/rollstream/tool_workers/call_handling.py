@@ -215,7 +215,9 @@ class CallHandler:
                 await self._withdraw(call, admission)
                 return None
             queue_s = time.monotonic() - arrived
-            result = await self._runner.run(tool, running.call, arguments, sandbox, queue_s=queue_s)
+            result = await self._runner.run(
+                tool, running.call, arguments, sandbox, queue_s=queue_s, incarnation=admission.incarnation
+            )
         finally:
             if sandbox is not None and admission.incarnation is None and self._sandboxes is not None:
                 await self._sandboxes.discard(sandbox)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, get_type_hints, overload
 
@@ -15,6 +15,10 @@ from rollstream.schemas.tools import ToolStatus
 from rollstream.tool_workers.arguments import InvalidArgumentsError, parse_object
 from rollstream.tool_workers.docstrings import parse_docstring
 from rollstream.tool_workers.sandbox.sandbox import Sandbox
+from rollstream.tool_workers.tool_resources import ToolResource
+from rollstream.tool_workers.tool_secrets import NAME as SECRET_NAME
+from rollstream.tool_workers.tool_secrets import Secrets
+from rollstream.tool_workers.tool_states import ToolState
 
 ToolFunction = Callable[..., Any] | Callable[..., Awaitable[Any]]
 F = TypeVar("F", bound=ToolFunction)
@@ -45,6 +49,16 @@ class TimeLimit:
 
 
 @dataclass(frozen=True)
+class SessionKey:
+    """Which session the call belongs to; None: to none. Take a parameter of this type to be told.
+
+    An incarnation is never used again: what is kept for it may be forgotten when the session is closed.
+    """
+
+    incarnation: str | None
+
+
+@dataclass(frozen=True)
 class Tool:
     """A function and how it is called.
 
@@ -64,6 +78,13 @@ class Tool:
     is_stateful: bool
     sandbox_parameter: str | None
     time_limit_parameter: str | None
+    session_key_parameter: str | None = None
+    provided: Mapping[str, type[ToolState | ToolResource | Secrets]] = field(
+        default_factory=dict[str, "type[ToolState | ToolResource | Secrets]"]
+    )
+    """Parameters that the worker fills in: a session's state, what is shared by all calls, secrets."""
+    secrets: tuple[str, ...] = ()
+    """Names of the secrets it is given."""
 
     @property
     def needs_sandbox(self) -> bool:
@@ -104,6 +125,7 @@ def tool(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     is_idempotent: bool = True,
     stateful: bool | None = None,
+    secrets: Sequence[str] = (),
 ) -> Callable[[F], F]: ...
 def tool(
     function: F | None = None,
@@ -113,11 +135,14 @@ def tool(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     is_idempotent: bool = True,
     stateful: bool | None = None,
+    secrets: Sequence[str] = (),
 ) -> F | Callable[[F], F]:
     """Declare a function, sync or async, as a tool; it can still be called as before.
 
     The docstring is the description, its ``Args:`` section describes the arguments. A parameter annotated ``Sandbox``
-    is given the sandbox of the caller's session, one annotated ``TimeLimit`` the time the call has.
+    is given the sandbox of the caller's session, one annotated ``TimeLimit`` the time the call has, one annotated with
+    a subclass of ``ToolState`` the session's state of that kind, with one of ``ToolResource`` what all calls share, and
+    one annotated ``Secrets`` the secrets.
 
     Args:
         function: the function, when used without parentheses.
@@ -125,14 +150,22 @@ def tool(
         timeout_s: longest time a call may take, in seconds.
         is_idempotent: whether running a call twice is harmless. If not, a call whose first run may have happened is
             answered ``outcome_unknown``.
-        stateful: whether calls of one episode share the sandbox; by default, whether there is one.
+        stateful: whether calls of one episode share the sandbox; by default, whether there is one, or a state.
+        secrets: names of secrets that the worker's settings or environment must hold.
 
     Raises:
         SettingsError: an annotation or the docstring is missing, or the options contradict one another.
     """
 
     def declare(function: F) -> F:
-        declared = build_tool(function, name=name, timeout_s=timeout_s, is_idempotent=is_idempotent, stateful=stateful)
+        declared = build_tool(
+            function,
+            name=name,
+            timeout_s=timeout_s,
+            is_idempotent=is_idempotent,
+            stateful=stateful,
+            secrets=secrets,
+        )
         setattr(function, _TOOL_ATTRIBUTE, declared)
         return function
 
@@ -146,7 +179,13 @@ def declared_tool(value: object) -> Tool | None:
 
 
 def build_tool(
-    function: ToolFunction, *, name: str | None, timeout_s: float, is_idempotent: bool, stateful: bool | None
+    function: ToolFunction,
+    *,
+    name: str | None,
+    timeout_s: float,
+    is_idempotent: bool,
+    stateful: bool | None,
+    secrets: Sequence[str] = (),
 ) -> Tool:
     """What ``@tool`` makes of a function."""
     name = name or function.__name__
@@ -157,11 +196,15 @@ def build_tool(
         raise SettingsError(f"tool {name!r}: timeout_s is {timeout_s!r}, expected a positive number of seconds")
     hints = get_type_hints(function, include_extras=True)
     sandbox_parameter, time_limit_parameter = (_parameter_of(hints, kind) for kind in (Sandbox, TimeLimit))
-    injected = {sandbox_parameter, time_limit_parameter}
-    if stateful and sandbox_parameter is None:
+    session_key_parameter = _parameter_of(hints, SessionKey)
+    provided = {parameter: kind for parameter, kind in hints.items() if parameter != "return" and _is_provided(kind)}
+    injected = {sandbox_parameter, time_limit_parameter, session_key_parameter, *provided}
+    has_state = sandbox_parameter is not None or any(issubclass(kind, ToolState) for kind in provided.values())
+    if stateful and not has_state:
         raise SettingsError(
-            f"tool {name!r} is stateful but takes no parameter of type Sandbox: nothing holds its state"
+            f"tool {name!r} is stateful but takes no parameter of type Sandbox or ToolState: nothing holds its state"
         )
+    _check_secrets(name, provided, secrets)
     arguments_type = _arguments_type(function, name, hints, injected, docstring.arguments)
     return Tool(
         name=name,
@@ -171,10 +214,27 @@ def build_tool(
         arguments_type=arguments_type,
         timeout_s=timeout_s,
         is_idempotent=is_idempotent,
-        is_stateful=sandbox_parameter is not None if stateful is None else stateful,
+        is_stateful=has_state if stateful is None else stateful,
         sandbox_parameter=sandbox_parameter,
         time_limit_parameter=time_limit_parameter,
+        session_key_parameter=session_key_parameter,
+        provided=provided,
+        secrets=tuple(secrets),
     )
+
+
+def _is_provided(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, (ToolState, ToolResource, Secrets))
+
+
+def _check_secrets(name: str, provided: Mapping[str, type], secrets: Sequence[str]) -> None:
+    if wrong := [secret for secret in secrets if not SECRET_NAME.fullmatch(secret)]:
+        raise SettingsError(f"tool {name!r}: secrets {wrong} are no names like SEARCH_KEY")
+    if bool(secrets) != any(issubclass(kind, Secrets) for kind in provided.values()):
+        raise SettingsError(
+            f"tool {name!r} declares the secrets {list(secrets)}: name them in @tool(secrets=...) and take a parameter "
+            "annotated Secrets, or neither"
+        )
 
 
 def _parameter_of(hints: dict[str, Any], kind: object) -> str | None:

@@ -31,6 +31,9 @@ SESSIONS_ENDED = Counter(
     ["cause"],
     registry=REGISTRY,
 )
+FAILED_TEARDOWNS = Counter(
+    "rollstream_tool_failed_teardowns", "States of sessions that could not be taken down.", ["state"], registry=REGISTRY
+)
 CALLS_WAITING = Gauge("rollstream_tool_calls_waiting", "Calls waiting for a sandbox now.", registry=REGISTRY)
 UNKNOWN_TOOL = "unknown"
 """Label of calls of tools that do not exist: a model may name anything."""

@@ -13,6 +13,7 @@ from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.tasks import ToolSpec
 from rollstream.tool_workers.functions import Tool, declared_tool
 from rollstream.tool_workers.grading.own import OwnGrader, declared_graders
+from rollstream.tool_workers.tool_resources import ToolResource
 
 BUILTIN_TOOLS = (
     "calculator",
@@ -22,6 +23,8 @@ BUILTIN_TOOLS = (
     "python_session",
     "str_replace_editor",
     "find_text",
+    "search",
+    "finish",
 )
 """Each is a module of ``rollstream.tool_workers.builtin_tools``."""
 
@@ -47,10 +50,22 @@ class ToolRegistry:
         """Serve a tool that no task is offered: only rollout workers know its name."""
         self._hidden[tool.name] = tool
 
+    def add(self, tools: Iterable[Tool]) -> None:
+        """Offer more tools. Raises SettingsError when a name is taken."""
+        for each in tools:
+            if self._tools.setdefault(each.name, each) is not each:
+                raise SettingsError(f"two tools are named {each.name!r}: give its server another prefix")
+
     @property
     def names(self) -> list[str]:
         """Names, in order."""
         return list(self._tools)
+
+    @property
+    def resources(self) -> list[type[ToolResource]]:
+        """What the tools share, in the order in which it is named."""
+        kinds = [kind for tool in self for kind in tool.provided.values() if issubclass(kind, ToolResource)]
+        return list(dict.fromkeys(kinds))
 
     def specs(self, names: Sequence[str] | None = None, *, toolset: str = "default") -> list[ToolSpec]:
         """What tasks carry so that a model can call the tools; by default all of them.
@@ -83,6 +98,11 @@ def load_graders(sources: Sequence[str]) -> dict[str, OwnGrader]:
 
 
 def _module_of(source: str) -> ModuleType:
+    if source.startswith("mcp:"):
+        raise SettingsError(
+            f"tools: {source!r} is a server that only a tool worker mounts; "
+            "write its tools to a file with `rollstream tools export FILE.json` and name that file"
+        )
     if source in BUILTIN_TOOLS:
         return importlib.import_module(f"rollstream.tool_workers.builtin_tools.{source}")
     if not source.endswith(".py"):

@@ -88,6 +88,7 @@ class SessionLedger:
         remembered_results: results of calls without a session that are kept.
         remembered_bytes: memory for those results, and as much again for results in sessions. A session's result that
             had to be forgotten is lost: the call is not run again there.
+        on_close: told of every incarnation that is over; may only take note.
     """
 
     def __init__(
@@ -96,7 +97,9 @@ class SessionLedger:
         new_incarnation: Callable[[], str],
         remembered_results: int,
         remembered_bytes: int = DEFAULT_REMEMBERED_BYTES,
+        on_close: Callable[[str], None] | None = None,
     ) -> None:
+        self._on_close = on_close
         self._new_incarnation = new_incarnation
         self._sessions: dict[str, Session] = {}
         self._session_results = ResultMemory(max_results=None, max_bytes=remembered_bytes)
@@ -180,6 +183,8 @@ class SessionLedger:
             return None
         del self._sessions[session_id]
         self._forget_results(session)
+        if self._on_close is not None:
+            self._on_close(session.incarnation)
         return session.incarnation
 
     def end(self, session_id: str) -> str | None:

@@ -6,7 +6,9 @@ import os
 import socket
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from rollstream.tool_workers.mcp_servers.settings import McpServerSettings
 
 MIB = 1024 * 1024
 
@@ -60,6 +62,23 @@ class SandboxSettings(BaseModel):
     """How many user ids are used in turn."""
 
 
+class SearchSettings(BaseModel):
+    """What the tool `search` searches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    corpus: str | None = None
+    """A file of documents, as fsspec reads it: JSONL or Parquet with `title` and `text`, or text in paragraphs."""
+    url: str | None = None
+    """A retrieval service that takes {queries, topk, return_scores}, as Search-R1's does."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Of one request to the service."""
+    max_documents: int = Field(default=1_000_000, ge=1)
+    """Documents of the corpus, all in memory."""
+    max_document_chars: int = Field(default=2000, ge=100)
+    """What the model reads of one document."""
+
+
 class ToolWorkerSettings(BaseModel):
     """What one tool worker process needs."""
 
@@ -68,7 +87,13 @@ class ToolWorkerSettings(BaseModel):
     toolset: str = "default"
     """Serves the topic `tool-calls.<toolset>`."""
     tools: tuple[str, ...] = ("calculator", "bash", "python")
-    """Built-in names, modules, or `file.py` with functions under `@tool`."""
+    """Built-in names, modules, `file.py` with functions under `@tool`, or `mcp:<name>` for a server of `mcp`."""
+    mcp: dict[str, McpServerSettings] = Field(default_factory=dict[str, McpServerSettings])
+    """MCP servers by name; those that `tools` names are mounted."""
+    mcp_allowed_hosts: tuple[str, ...] = ()
+    """Hosts (`host` or `host:port`) that MCP servers with a `url` may be on."""
+    secrets: dict[str, SecretStr] = Field(default_factory=dict[str, SecretStr])
+    """Secrets by name; what is not here is looked for in the environment as `ROLLSTREAM_SECRET_<NAME>`."""
     worker_id: str = Field(default_factory=default_worker_id)
     """Name in logs, status and results."""
     instance_id: str | None = None
@@ -80,6 +105,10 @@ class ToolWorkerSettings(BaseModel):
     """What holds model-written code: bubblewrap, containers, pods, or (`unsafe-local`, by name only) nothing at all."""
     sandbox: SandboxSettings = Field(default_factory=SandboxSettings)
     """Limits of one sandbox."""
+    search: SearchSettings = Field(default_factory=SearchSettings)
+    """What the tool `search` searches."""
+    state_timeout_s: float = Field(default=30.0, gt=0)
+    """What setting up or taking down the state of a session's tool may take."""
     max_running_calls: int = Field(default=256, ge=1)
     """Calls running at once."""
     max_waiting_calls: int = Field(default=1024, ge=1)

@@ -16,8 +16,9 @@ import msgspec
 from rollstream.schemas.errors import IsolationError, TransientError
 from rollstream.schemas.tools import ToolCall, ToolResult, ToolStatus
 from rollstream.tool_workers import metrics
-from rollstream.tool_workers.functions import TimeLimit, Tool, ToolError, ToolOutput
+from rollstream.tool_workers.functions import SessionKey, TimeLimit, Tool, ToolError, ToolOutput
 from rollstream.tool_workers.output_text import cap, clean
+from rollstream.tool_workers.provision import Provision
 from rollstream.tool_workers.sandbox.replies import SandboxLostError
 from rollstream.tool_workers.sandbox.sandbox import Sandbox
 from rollstream.tool_workers.signals import bounded
@@ -31,19 +32,30 @@ MAX_THREADS = 64
 class ToolRunner:
     """Runs calls. Its text is cleaned and capped; only what the tool or the model did becomes text for the model."""
 
-    def __init__(self, *, worker_id: str, max_output_chars: int) -> None:
+    def __init__(self, *, worker_id: str, max_output_chars: int, provision: Provision | None = None) -> None:
+        self._provision = provision or Provision()
+        self._redact = self._provision.redaction
         self._worker_id = worker_id
         self._max_output_chars = max_output_chars
         self._threads = DaemonThreads(MAX_THREADS)
 
     async def run(
-        self, tool: Tool, call: ToolCall, arguments: dict[str, Any], sandbox: Sandbox | None, *, queue_s: float
+        self,
+        tool: Tool,
+        call: ToolCall,
+        arguments: dict[str, Any],
+        sandbox: Sandbox | None,
+        *,
+        queue_s: float,
+        incarnation: str | None = None,
     ) -> ToolResult:
-        """Run a call within its time. Never raises for what the tool does."""
+        """Run a call within its time. Never raises for what the tool does. ``incarnation``: of its session."""
         started = time.monotonic()
         timeout_s = min(call.timeout_s, tool.timeout_s)
         try:
-            output = await self._run(tool, call, arguments | _injected(tool, sandbox, timeout_s), timeout_s)
+            injected = _injected(tool, sandbox, timeout_s, incarnation)
+            injected |= await self._provision.of(tool, call, incarnation)
+            output = await self._run(tool, call, arguments | injected, timeout_s)
         except SandboxLostError as error:
             output = _unfinished(tool, error, "worker_error" if call.session_id is None else "session_lost")
         except (TransientError, IsolationError) as error:
@@ -60,7 +72,7 @@ class ToolRunner:
         signals = bounded(output.metrics)
         for name, value in signals.items():
             metrics.SIGNALS.labels(name).inc(value)
-        content, is_truncated = cap(clean(output.content), self._max_output_chars)
+        content, is_truncated = cap(clean(self._redact(output.content)), self._max_output_chars)
         return ToolResult(
             call_id=call.call_id,
             session_id=call.session_id,
@@ -132,12 +144,14 @@ class DaemonThreads:
         return await outcome
 
 
-def _injected(tool: Tool, sandbox: Sandbox | None, timeout_s: float) -> dict[str, Any]:
+def _injected(tool: Tool, sandbox: Sandbox | None, timeout_s: float, incarnation: str | None) -> dict[str, Any]:
     given: dict[str, Any] = {}
     if tool.sandbox_parameter is not None:
         given[tool.sandbox_parameter] = sandbox
     if tool.time_limit_parameter is not None:
         given[tool.time_limit_parameter] = TimeLimit(timeout_s)
+    if tool.session_key_parameter is not None:
+        given[tool.session_key_parameter] = SessionKey(incarnation)
     return given
 
 

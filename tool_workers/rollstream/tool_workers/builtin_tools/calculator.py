@@ -1,4 +1,4 @@
-"""The tool ``calculator``: arithmetic on numbers, without names, attributes or calls."""
+"""The tool ``calculator``: arithmetic on numbers, with a few functions and constants, and without any other name."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
 # (simpleeval is annotated in part only)
 
@@ -77,12 +77,57 @@ OPERATORS = {
 }
 
 
+def _function(operation: Callable[..., Number]) -> Callable[..., Number]:
+    def run(*arguments: object) -> Number:
+        return _checked(operation(*map(_number, arguments)))
+
+    return run
+
+
+def _unbounded(*_: object) -> Number:
+    raise ToolError("factorial and comb are not supported, their results have no bound")
+
+
+FUNCTIONS: dict[str, Callable[..., Number]] = {
+    **{
+        name: _function(getattr(math, name))
+        for name in (
+            "sqrt",
+            "exp",
+            "log",
+            "log2",
+            "log10",
+            "sin",
+            "cos",
+            "tan",
+            "asin",
+            "acos",
+            "atan",
+            "floor",
+            "ceil",
+        )
+    },
+    "abs": _function(lambda number: abs(number)),
+    "round": _function(round),
+    "min": _function(min),
+    "max": _function(max),
+    "factorial": _unbounded,
+    "comb": _unbounded,
+    "perm": _unbounded,
+}
+NAMES = {"pi": math.pi, "e": math.e}
+KNOWN = "+ - * / // % ** parentheses, pi, e, " + ", ".join(
+    each for each in FUNCTIONS if FUNCTIONS[each] is not _unbounded
+)
+
+
 @tool(timeout_s=5.0)
 async def calculator(expression: str) -> str:
     """Evaluate an arithmetic expression."""
     if len(expression) > MAX_EXPRESSION_CHARS:
         raise ToolError(f"the expression is {len(expression)} characters, at most {MAX_EXPRESSION_CHARS}")
-    evaluator = SimpleEval(operators=OPERATORS, functions={}, names={})
+    evaluator = SimpleEval(operators=OPERATORS, functions=FUNCTIONS, names=NAMES)
+    del evaluator.nodes[ast.Attribute]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # several expressions, numbers run into words
@@ -93,8 +138,13 @@ async def calculator(expression: str) -> str:
         raise ToolError("the result is too large") from None
     except (RecursionError, MemoryError):
         raise ToolError("the expression is nested too deeply") from None
-    except (InvalidExpression, KeyError, AttributeError):
-        raise ToolError("only numbers, + - * / // % ** and parentheses are supported") from None
-    except (SyntaxError, ValueError, Warning):
+    except (InvalidExpression, KeyError, AttributeError, TypeError):
+        raise ToolError(f"only numbers, {KNOWN} are supported") from None
+    except UnicodeError:
+        raise ToolError(f"not a valid arithmetic expression: {expression[:100]!r}") from None
+    except ValueError as error:
+        said = "not a valid arithmetic expression" if "null bytes" in str(error) else str(error)
+        raise ToolError(f"{said}: {expression[:100]!r}") from None
+    except (SyntaxError, Warning):
         raise ToolError(f"not a valid arithmetic expression: {expression[:100]!r}") from None
     return str(value) if isinstance(value, int) else repr(value)
