@@ -119,15 +119,15 @@ async def check_tokenizer(settings: RollstreamSettings) -> Finding:
 async def check_sandbox(settings: RollstreamSettings) -> Finding:
     """Model-written code can be isolated here; the check of a tool worker's start."""
     from rollstream.tool_workers.registry import load_tools
+    from rollstream.tool_workers.sandbox.levels import build_spawner
     from rollstream.tool_workers.sandbox.sandbox import SandboxFactory
     from rollstream.tool_workers.sandbox.self_test import check_isolation
-    from rollstream.tool_workers.sandbox.spawning import build_spawner
 
     worker = settings.tool_worker
     sandboxed = [tool.name for tool in load_tools(worker.tools) if tool.needs_sandbox]
     if not sandboxed:
         return skipped("sandbox", f"none of the tools {list(worker.tools)} runs programs")
-    spawner = build_spawner(worker.isolation, worker.sandbox)
+    spawner = build_spawner(worker.isolation, worker.sandbox, container=worker.container, kubernetes=worker.kubernetes)
     if not spawner.is_isolated:
         return skipped(
             "sandbox", f"tool_worker.isolation is {worker.isolation!r}: {', '.join(sandboxed)} run unguarded"

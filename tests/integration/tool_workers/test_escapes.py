@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory, SupervisedSandbox
-from rollstream.tool_workers.sandbox.spawning import build_spawner
 from rollstream.tool_workers.settings import SandboxSettings
 
 pytestmark = pytest.mark.sandbox
@@ -142,7 +142,7 @@ def test_a_killed_worker_takes_its_sandboxes_along() -> None:
     script = f"""
 import asyncio
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory
-from rollstream.tool_workers.sandbox.spawning import build_spawner
+from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.settings import SandboxSettings
 async def main():
     limits = SandboxSettings()

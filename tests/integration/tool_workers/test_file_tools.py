@@ -12,8 +12,8 @@ import pytest_asyncio
 
 from rollstream.schemas.tools import ToolCall, ToolResult
 from rollstream.tool_workers.registry import load_tools
+from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory
-from rollstream.tool_workers.sandbox.spawning import build_spawner
 from rollstream.tool_workers.settings import SandboxSettings
 from rollstream.tool_workers.tool_runner import ToolRunner
 

@@ -14,8 +14,8 @@ from rollstream.schemas.tools import Grade, ToolCall, ToolResult
 from rollstream.tool_workers.grading.grade_tool import build_grade_tool
 from rollstream.tool_workers.grading.own import Grading, grader
 from rollstream.tool_workers.grading.rooms import GradingRooms
+from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory, SupervisedSandbox
-from rollstream.tool_workers.sandbox.spawning import build_spawner
 from rollstream.tool_workers.settings import MIB, SandboxSettings
 from rollstream.tool_workers.tool_runner import ToolRunner
 

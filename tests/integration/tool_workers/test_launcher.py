@@ -23,7 +23,7 @@ pytestmark = pytest.mark.sandbox
 WORKER = """
 import asyncio
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory
-from rollstream.tool_workers.sandbox.spawning import build_spawner
+from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.settings import SandboxSettings
 async def main():
     limits = SandboxSettings()

@@ -20,8 +20,8 @@ from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.tools import SessionEnd, ToolCall, ToolResult
 from rollstream.tool_workers.mcp_servers.mounting import McpServers, mounted_servers
 from rollstream.tool_workers.mcp_servers.settings import McpServerSettings
+from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory
-from rollstream.tool_workers.sandbox.spawning import build_spawner
 from rollstream.tool_workers.service import run_tool_worker
 from rollstream.tool_workers.settings import MIB, SandboxSettings, ToolWorkerSettings
 from rollstream.tool_workers.tool_runner import ToolRunner

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.sandbox.replies import Execution
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory, SupervisedSandbox
-from rollstream.tool_workers.sandbox.spawning import build_spawner
 from rollstream.tool_workers.settings import MIB, SandboxSettings
 
 pytestmark = pytest.mark.sandbox

@@ -11,9 +11,10 @@ import pytest_asyncio
 
 from rollstream.schemas.errors import IsolationError
 from rollstream.tool_workers.sandbox.bubblewrap import Interpreter
+from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.sandbox.replies import SandboxLostError
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory, SupervisedSandbox
-from rollstream.tool_workers.sandbox.spawning import BubblewrapSpawner, build_spawner
+from rollstream.tool_workers.sandbox.spawning import BubblewrapSpawner
 from rollstream.tool_workers.settings import MIB, SandboxSettings
 
 pytestmark = pytest.mark.sandbox

@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 
 from rollstream.schemas.tasks import WorkspaceSpec
+from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory, SupervisedSandbox
-from rollstream.tool_workers.sandbox.spawning import build_spawner
 from rollstream.tool_workers.settings import MIB, SandboxSettings
 from rollstream.tool_workers.workspaces import WorkspaceError, Workspaces, is_below
 

@@ -47,9 +47,9 @@ from rollstream.tool_workers.mcp_servers.mounting import (
 from rollstream.tool_workers.provision import Provision
 from rollstream.tool_workers.registry import ToolRegistry, load_graders, load_tools
 from rollstream.tool_workers.sandbox.isolation_report import IsolationReport
+from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory
 from rollstream.tool_workers.sandbox.self_test import check_isolation
-from rollstream.tool_workers.sandbox.spawning import build_spawner
 from rollstream.tool_workers.sandbox_pool import SandboxPool
 from rollstream.tool_workers.sessions import SessionLedger
 from rollstream.tool_workers.settings import ToolWorkerSettings
@@ -213,7 +213,9 @@ async def start_sandboxes(
     sandboxed += [MCP + name for name, server in chosen.items() if server.command]
     if not sandboxed:
         return None
-    spawner = build_spawner(settings.isolation, settings.sandbox)
+    spawner = build_spawner(
+        settings.isolation, settings.sandbox, container=settings.container, kubernetes=settings.kubernetes
+    )
     programs = settings.max_running_programs or PROGRAMS_PER_CORE * (os.cpu_count() or 1)
     factory = await stack.enter_async_context(SandboxFactory(spawner, settings.sandbox, max_running_programs=programs))
     if not spawner.is_isolated:

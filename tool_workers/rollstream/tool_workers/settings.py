@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from rollstream.tool_workers.mcp_servers.settings import McpServerSettings
+from rollstream.tool_workers.sandbox.container_settings import ContainerSettings, KubernetesSettings
 
 MIB = 1024 * 1024
 
@@ -109,6 +110,10 @@ class ToolWorkerSettings(BaseModel):
     """What the tool `search` searches."""
     state_timeout_s: float = Field(default=30.0, gt=0)
     """What setting up or taking down the state of a session's tool may take."""
+    container: ContainerSettings = Field(default_factory=ContainerSettings)
+    """How containers are started, with `isolation = "docker"`."""
+    kubernetes: KubernetesSettings = Field(default_factory=KubernetesSettings)
+    """How pods are claimed, with `isolation = "kubernetes"`."""
     max_running_calls: int = Field(default=256, ge=1)
     """Calls running at once."""
     max_waiting_calls: int = Field(default=1024, ge=1)

@@ -9,6 +9,7 @@ import math
 import operator
 import warnings
 from collections.abc import Callable
+from typing import Any, cast
 
 from simpleeval import InvalidExpression, SimpleEval
 
@@ -84,6 +85,10 @@ def _function(operation: Callable[..., Number]) -> Callable[..., Number]:
     return run
 
 
+def _absolute(number: Number) -> Number:
+    return abs(number)
+
+
 def _unbounded(*_: object) -> Number:
     raise ToolError("factorial and comb are not supported, their results have no bound")
 
@@ -107,7 +112,7 @@ FUNCTIONS: dict[str, Callable[..., Number]] = {
             "ceil",
         )
     },
-    "abs": _function(lambda number: abs(number)),
+    "abs": _function(_absolute),
     "round": _function(round),
     "min": _function(min),
     "max": _function(max),
@@ -127,7 +132,7 @@ async def calculator(expression: str) -> str:
     if len(expression) > MAX_EXPRESSION_CHARS:
         raise ToolError(f"the expression is {len(expression)} characters, at most {MAX_EXPRESSION_CHARS}")
     evaluator = SimpleEval(operators=OPERATORS, functions=FUNCTIONS, names=NAMES)
-    del evaluator.nodes[ast.Attribute]
+    cast("dict[type[ast.AST], Any]", evaluator.nodes).pop(ast.Attribute)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # several expressions, numbers run into words

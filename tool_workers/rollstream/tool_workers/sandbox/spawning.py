@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rollstream.schemas.errors import IsolationError
 from rollstream.tool_workers.sandbox.archives import compiled_archive, inside_archive
 from rollstream.tool_workers.sandbox.bubblewrap import (
     ENVIRONMENT,
@@ -253,17 +252,6 @@ class UnsafeLocalSpawner:
     def close(self) -> None:
         """Remove what they were started from."""
         self._archive.close()
-
-
-def build_spawner(isolation: str, limits: SandboxSettings) -> Spawner:
-    """The spawner that the setting ``isolation`` names.
-
-    Raises:
-        IsolationError: it is not possible here.
-    """
-    if not sys.platform.startswith("linux"):
-        raise IsolationError(f"sandboxes need Linux, this is {sys.platform!r}: run the tool worker in a Linux machine")
-    return UnsafeLocalSpawner(limits) if isolation == "unsafe-local" else BubblewrapSpawner(limits)
 
 
 def read_complaint(fd: int) -> str:

@@ -70,8 +70,8 @@ class Denials:
         return counts
 
 
-def load_filter(path: str, fallback_path: str, names: dict[int, str]) -> Denials:
-    """Load the filter that asks, else the one that refuses; for good, and for all children.
+def load_filters(first_path: str, path: str, fallback_path: str, names: dict[int, str]) -> Denials:
+    """Load the filter that allows, and the one that asks, else the one that refuses; for good, and for all children.
 
     Raises:
         OSError: neither can be loaded.
@@ -79,6 +79,8 @@ def load_filter(path: str, fallback_path: str, names: dict[int, str]) -> Denials
     if not path:
         return Denials({}, None)
     _call(_libc.prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if first_path:
+        _set_filter(first_path, 0)
     try:
         listener_fd = _set_filter(path, NEW_LISTENER)
     except OSError:

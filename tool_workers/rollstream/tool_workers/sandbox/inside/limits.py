@@ -11,6 +11,7 @@ class Limits:
     Attributes:
         workspace: where programs start.
         memory_folders: folders in memory; what is in them counts as memory, and as files.
+        first_filter_path: the BPF program that allows, where nobody has loaded it yet; empty: somebody has.
         filter_path: the BPF program that asks the supervisor; empty: none.
         denied_names: names of the system calls it asks about, by their numbers.
     """
@@ -30,6 +31,7 @@ class Limits:
         self.flood_bytes: int = given["flood_bytes"]
         self.call_cpu_s: float = given["call_cpu_s"]
         self.session_cpu_s: float = given["session_cpu_s"]
+        self.first_filter_path: str = given["first_filter_path"]
         self.filter_path: str = given["filter_path"]
         self.fallback_filter_path: str = given["fallback_filter_path"]
         self.denied_names: dict[int, str] = {int(number): name for number, name in given["denied_names"].items()}

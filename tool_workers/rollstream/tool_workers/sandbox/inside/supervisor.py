@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 from rollstream.tool_workers.sandbox.inside.bridge_relay import BridgeRelay
 from rollstream.tool_workers.sandbox.inside.channel import Channel
-from rollstream.tool_workers.sandbox.inside.denials import Denials, load_filter
+from rollstream.tool_workers.sandbox.inside.denials import Denials, load_filters
 from rollstream.tool_workers.sandbox.inside.limits import Limits
 from rollstream.tool_workers.sandbox.inside.long_lived import LongLived, new_word, start_long_lived
 from rollstream.tool_workers.sandbox.inside.output import Output
@@ -88,6 +88,8 @@ class Supervisor:
         else:
             exit_code, cause, is_restarted = self._run_in_long_lived(kind, request, output, resources)
         run_s = time.monotonic() - started_at
+        if cause is None and resources.has_run_out_of_memory:
+            cause = "memory"
         return self._reply(exit_code, cause, output, run_s, resources.call_cpu_s(), is_restarted=is_restarted)
 
     def _run_once(
@@ -264,5 +266,6 @@ def main() -> None:
     limits = Limits(sys.argv[2])
     prctl(PR_SET_DUMPABLE, 0)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    denials = load_filter(limits.filter_path, limits.fallback_filter_path, limits.denied_names)
+    paths = (limits.first_filter_path, limits.filter_path, limits.fallback_filter_path)
+    denials = load_filters(*paths, limits.denied_names)
     Supervisor(channel, limits, denials).serve()

@@ -8,6 +8,8 @@ import resource
 from collections.abc import Iterable
 
 PAGE_BYTES = resource.getpagesize()
+OOM_FILES = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+"""In containers; bubblewrap's sandboxes do not see them, and the worker looks from outside."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -69,6 +71,16 @@ def open_sockets() -> int:
     """Sockets of the network namespace; what is queued in them is in no process's memory."""
     with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/net/sockstat") as file:
         return int(file.readline().split()[2])
+    return 0
+
+
+def oom_kills() -> int:
+    """Processes of our control group that were killed because its memory was used up, as far as it is shown here."""
+    for path in OOM_FILES:
+        with contextlib.suppress(OSError, ValueError, IndexError), open(path) as file:
+            for line in file:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
     return 0
 
 

@@ -13,6 +13,7 @@ from rollstream.tool_workers.sandbox.inside.output import Output
 from rollstream.tool_workers.sandbox.inside.processes import Processes
 from rollstream.tool_workers.sandbox.inside.usage import (
     cpu_s,
+    oom_kills,
     open_sockets,
     proportional_bytes,
     resident_bytes,
@@ -32,7 +33,13 @@ class ResourceWatch:
         self._processes = processes
         self._cpu_s_before = self.cpu_s()
         self._files_before = self._files()
+        self._oom_kills_before = oom_kills()
         self.next_look = time.monotonic() + INTERVAL_S
+
+    @property
+    def has_run_out_of_memory(self) -> bool:
+        """Whether the kernel has killed a process of this call for it, as far as that is shown here."""
+        return oom_kills() > self._oom_kills_before
 
     def exceeded(self) -> str | None:
         """Looks once per interval; None: nothing, or it is too early."""
