@@ -134,6 +134,8 @@ def _canaries() -> Generator[tuple[str, str, int]]:
     os.environ["ROLLSTREAM_SELF_TEST"] = word
     with tempfile.NamedTemporaryFile(prefix="rollstream-self-test-") as file, socket.socket() as listener:
         os.chmod(file.name, 0o644)
+        file.write(word.encode())
+        file.flush()
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         try:
