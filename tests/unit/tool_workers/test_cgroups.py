@@ -85,12 +85,8 @@ def test_a_group_that_is_not_ours_is_said_not_to_be(tmp_path: Path) -> None:
 def test_groups_of_the_dead_are_swept_and_those_of_the_living_are_not(tmp_path: Path) -> None:
     ended = subprocess.Popen(["/bin/true"])
     ended.wait()
-    names = {
-        "dead": f"rollstream-{ended.pid}-1",
-        "reused": f"rollstream-{os.getpid()}-1",
-        "own": group_name(os.getpid()),
-    }
-    for name in (*names.values(), "rollstream-other", "somebody"):
+    own = group_name(os.getpid())
+    for name in (f"rollstream-{ended.pid}-1", f"rollstream-{os.getpid()}-1", own, "rollstream-other", "somebody"):
         (tmp_path / name / "s1").mkdir(parents=True)
     sweep(Mounts(tmp_path, {}))
     assert {path.name for path in tmp_path.iterdir()} == {own, "rollstream-other", "somebody"}
