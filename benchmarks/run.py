@@ -49,6 +49,7 @@ class Benchmark:
 BENCHMARKS = (
     Benchmark("wire", "wire", needs_broker=False),
     Benchmark("tool_round_trip", "tool_round_trip"),
+    Benchmark("sandbox", "sandbox"),
     Benchmark("trajectory_stream", "trajectory_stream"),
     Benchmark("event_loop", "event_loop"),
     Benchmark("pipeline_scripted", "pipeline", "measure_scripted"),
