@@ -50,7 +50,7 @@ PLANTS: dict[str, Plant] = {
     "worked on before it is ready": Plant(roles.worked_on_before_ready, "storms", 1500),
     "letters not written": Plant(roles.letters_not_written, "default", 300),
     "unconfirmed sends taken as sent": Plant(roles.sends_not_repeated),
-    "session named by the task": Plant(roles.session_named_by_task, "zombies", 600),
+    "session named by the task": Plant(roles.session_named_by_task, "rebalances", 300),
     "calls by turn instead of token": Plant(roles.sequence_instead_of_token, "tools", 1500),
     "no session check": Plant(roles.no_session_check, "tools", 600),
     "results of one turn from two sandboxes": Plant(roles.any_sandbox, "tools", 3000),

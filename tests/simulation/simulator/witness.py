@@ -257,7 +257,8 @@ class Witness:
         wanted = sorted((answer["sample"], answer["call"]) for answer in answers)
         for number in {answer["sandbox"] for answer in answers} - {None}:
             ran = self._around.sandboxes[int(number)].ran
-            if sorted(ran) != wanted:
+            # A task that was given up may have been in the middle of a turn, whose answers the journal never got.
+            if sorted(ran) != wanted and not (trajectory.status == "failed" and set(map(tuple, wanted)) <= set(ran)):
                 raise Violation(f"I3: sandbox {number} of {id_} ran {ran}, not {wanted}")
 
     def _check_ending(self, id_: str, trajectory: Trajectory) -> None:
