@@ -127,6 +127,30 @@ async def test_a_restart_forgets(sandbox: SupervisedSandbox) -> None:
     assert (await sandbox.shell("echo [$x]", timeout_s=10)).output == "[]\n"
 
 
+@pytest.mark.parametrize("killer", ["shell", "interpreter", "bash"])
+async def test_one_call_can_kill_the_others_programs_but_not_the_session(
+    killer: str, sandbox: SupervisedSandbox
+) -> None:
+    await sandbox.shell("x=kept", timeout_s=10)
+    await sandbox.interpreter("x = 'kept'", timeout_s=10)
+    if killer == "interpreter":
+        await sandbox.interpreter("import os\nos.kill(-1, 9)", timeout_s=10)
+    elif killer == "shell":
+        await sandbox.shell("kill -9 -1", timeout_s=10)
+    else:
+        await sandbox.bash("kill -9 -1", timeout_s=10)
+    said: set[bool] = set()
+    if killer != "interpreter":
+        lost = await sandbox.interpreter("x if 'x' in globals() else 'anew'", timeout_s=10)
+        assert (lost.output, lost.is_restarted) == ("'anew'\n", True)
+        said.add((await sandbox.interpreter("1", timeout_s=10)).is_restarted)
+    if killer != "shell":
+        lost = await sandbox.shell("echo [$x]", timeout_s=10)
+        assert (lost.output, lost.is_restarted) == ("[]\n", True)
+        said.add((await sandbox.shell("true", timeout_s=10)).is_restarted)
+    assert said == {False}, "it is said once"
+
+
 async def test_a_flood_from_a_long_lived_program_is_cut(sandbox: SupervisedSandbox) -> None:
     flood = await sandbox.shell("yes", timeout_s=10)
     assert (flood.cause, flood.is_restarted, len(flood.raw)) == ("output", True, 4000)

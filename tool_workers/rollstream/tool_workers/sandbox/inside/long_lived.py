@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from rollstream.tool_workers.sandbox.inside.processes import Processes, Started, has_started
+from rollstream.tool_workers.sandbox.inside.processes import Processes, Started, has_started, is_zombie
 from rollstream.tool_workers.sandbox.inside.python_source import exit_code_of, flush, prepare, show
 
 TYPE_CHECKING = False
@@ -53,6 +53,14 @@ class LongLived:
         """Of our ends; it has ended."""
         for fd in (self.output_fd, self.commands_fd, self.done_fd):
             os.close(fd)
+
+    def exists(self) -> bool:
+        """It may have been killed by what another call ran."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return not is_zombie(self.pid)
 
     def resume(self) -> None:
         """Let it run."""

@@ -57,6 +57,8 @@ class Supervisor:
         self._denials = denials
         self._processes = Processes(limits, channel, denials)
         self._long_lived: dict[str, LongLived] = {}
+        self._killed: set[str] = set()
+        """Kinds that another call has killed; their next call says so."""
 
     def serve(self) -> None:
         """Answer requests one after another."""
@@ -73,6 +75,7 @@ class Supervisor:
                 self._bridge(request["bridge"])
             elif "restart" in request:
                 self._end_long_lived(request["restart"])
+                self._killed.discard(request["restart"])
                 self._channel.send_object(self._reply(None, None, Output(2), 0.0, 0.0))
             else:
                 self._channel.send_object(self._run(request))
@@ -87,6 +90,7 @@ class Supervisor:
             is_restarted = False
         else:
             exit_code, cause, is_restarted = self._run_in_long_lived(kind, request, output, resources)
+        self._forget_killed()
         run_s = time.monotonic() - started_at
         if cause is None and resources.has_run_out_of_memory:
             cause = "memory"
@@ -148,7 +152,10 @@ class Supervisor:
     def _run_in_long_lived(
         self, kind: str, request: dict[str, Any], output: Output, resources: ResourceWatch
     ) -> tuple[int | None, str | None, bool]:
-        """Exit code, cause, and whether it ended and will be started anew."""
+        """Exit code, cause, and whether what it knew is lost: it ended, or another call had killed it before."""
+        self._forget_killed()
+        was_killed = kind in self._killed
+        self._killed.discard(kind)
         long_lived = self._long_lived.get(kind)
         if long_lived is None:
             long_lived = start_long_lived(self._processes, kind, self._limits.workspace, self._limits.session_cpu_s)
@@ -177,11 +184,19 @@ class Supervisor:
         if exit_code is not None:
             self._kill_all(long_lived.pid, is_kept=True)
             output.drain(long_lived.output_fd, self._limits.flood_bytes)
-            return exit_code, None, False
+            return exit_code, None, was_killed
         exit_code = self._kill_all(long_lived.pid)
         output.drain(long_lived.output_fd, self._limits.flood_bytes)
         self._end_long_lived(kind)
         return exit_code, cause, True
+
+    def _forget_killed(self) -> None:
+        """At once, before its number can be given to another process."""
+        for kind, long_lived in list(self._long_lived.items()):
+            if not long_lived.exists():
+                del self._long_lived[kind]
+                long_lived.close()
+                self._killed.add(kind)
 
     def _end_long_lived(self, kind: str) -> None:
         long_lived = self._long_lived.pop(kind, None)
