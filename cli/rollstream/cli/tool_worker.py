@@ -72,16 +72,19 @@ async def check_tool_worker(settings: ToolWorkerSettings) -> list[str]:
     """What a worker with these settings would serve, and what its sandbox withstands; one line each.
 
     Raises:
-        SettingsError: a tool cannot be loaded.
+        SettingsError: a tool cannot be loaded, a secret is missing, or what tools share cannot be opened.
         IsolationError: a tool needs a sandbox and this machine cannot isolate.
     """
     from rollstream.tool_workers.registry import load_tools
-    from rollstream.tool_workers.service import mount_servers, own_sources, start_sandboxes
+    from rollstream.tool_workers.service import mount_servers, own_sources, secrets_of_tools, start_sandboxes
+    from rollstream.tool_workers.tool_resources import open_resources
 
     registry = load_tools(own_sources(settings))
     async with AsyncExitStack() as stack:
         started = await start_sandboxes(settings, registry, stack)
         await mount_servers(settings, registry, started, stack)
+        secrets_of_tools(registry, settings)
+        await open_resources(registry.resources, settings, stack)
     lines = [
         f"tool {tool.name}: {_place_of(tool)}, {'with' if tool.is_stateful else 'without'} state" for tool in registry
     ]

@@ -17,6 +17,7 @@ from rollstream.rollout_workers.chat_format import ChatFormat
 from rollstream.rollout_workers.effects import AttemptIdentity, EffectLog, EffectSequence
 from rollstream.rollout_workers.engine import Engine
 from rollstream.rollout_workers.episode_limits import EpisodeCut
+from rollstream.rollout_workers.finishing import answer_given, finishes
 from rollstream.rollout_workers.generation_log import OnGeneration, unheard
 from rollstream.rollout_workers.sample_building import RecordedGeneration, SampleBuilder, TurnOutcome
 from rollstream.rollout_workers.tool_calling import (
@@ -31,8 +32,6 @@ from rollstream.schemas.errors import DataError, EngineError
 from rollstream.schemas.tasks import ChatMessage, RolloutTask
 from rollstream.schemas.tools import ToolResult
 
-FINISH = "finish"
-"""The tool whose answer is the episode's."""
 ABORT_GRACE_S = 120.0
 """For an aborted request to return; a policy that is being loaded holds it up."""
 
@@ -212,13 +211,12 @@ class Episode:
         """Run the calls of the last turn beside one another and show the model their answers in call order.
 
         Raises:
-            EpisodeCut: there is no turn left that could read the answers, or too many turns were malformed.
+            EpisodeCut: no turn is left that could read the answers and no call finishes, or too many were malformed.
             TransientError: a session was lost or a worker did not answer.
         """
         if self._malformed_turns > self.task.limits.max_malformed_turns:
             raise EpisodeCut("malformed")
-        finishes = any(request.name == FINISH and request.error is None for request in requests)
-        if self._sample.num_turns >= self.task.limits.max_turns and not finishes:
+        if self._sample.num_turns >= self.task.limits.max_turns and not any(map(finishes, requests)):
             raise EpisodeCut("max_turns")
         turn, is_first = self._sample.num_turns - 1, self._has_just_sampled
         answered, _ = await self._effects.perform(
@@ -232,8 +230,8 @@ class Episode:
         self._tools.advance(turn, requests, answered.observations)
         self._observed.extend(answered.observations)
         for request, observation in zip(requests, answered.observations, strict=True):
-            if request.name == FINISH and observation.status == "ok":
-                self._answer = observation.content
+            given = answer_given(request, observation)
+            self._answer = self._answer if given is None else given
         self._sample.set_outcome(
             TurnOutcome(
                 tool_calls=len(requests),

@@ -28,6 +28,12 @@ from rollstream.tool_workers.registry import load_tools
         ("max(1, 2.5, -3) + abs(-2)", "4.5"),
         ("floor(2.7) + ceil(2.1)", "5"),
         ("cos(0) * e ** 0", "1.0"),
+        ("log2(8) + log10(1000) + exp(0)", "7.0"),
+        ("sin(0) + tan(0) + asin(0) + acos(1) + atan(0)", "0.0"),
+        ("round(2.567, 2) + round(1234, -2)", "1202.57"),
+        ("round(2**4000, -10**9)", "0"),
+        ("round(12345, -10**1000)", "0"),
+        ("round(1.5, 10**1000)", "1.5"),
     ],
 )
 async def test_arithmetic(expression: str, expected: str) -> None:
@@ -57,7 +63,14 @@ async def test_arithmetic(expression: str, expected: str) -> None:
         ("sqrt(-1)", "math domain error"),
         ("log(0)", "math domain error"),
         ("exp(1e6)", "too large"),
+        ("1e400", "too large"),
         ("sqrt()", "only numbers"),
+        ("max(1)", "only numbers"),
+        ("round(1, 0.5)", "only numbers"),
+        ("round(1, ndigits=-10**9)", "only numbers"),
+        ("log(8, 1)", "division by zero"),
+        ("f'{1:1000000000}'", "only numbers"),
+        ("sqrt(f'{1:1000000000}')", "only numbers"),
         ("sqrt('9')", "only numbers"),
         ("open('/etc/passwd')", "only numbers"),
         ("pi.real", "only numbers"),
@@ -77,10 +90,10 @@ async def test_arithmetic(expression: str, expected: str) -> None:
     ],
 )
 async def test_what_is_no_arithmetic_is_refused_at_once_and_in_words(expression: str, message: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     with pytest.raises(ToolError, match=message) as refused:
         await calculator(expression)
-    assert time.monotonic() - started < 0.5
+    assert time.thread_time() - started < 0.05
     assert "0x" not in str(refused.value)  # no addresses: the same call gives the same text
 
 

@@ -214,6 +214,9 @@ class CallHandler:
             if admission.commits_first and not await commit_first():
                 await self._withdraw(call, admission)
                 return None
+            if call.session_id is not None and not self._ledger.is_open(call.session_id, admission.incarnation):
+                # Nobody is told of its end a second time: what it would leave behind would stay.
+                return self._runner.result(call, ToolOutput("its session was closed before the call", "session_lost"))
             queue_s = time.monotonic() - arrived
             result = await self._runner.run(
                 tool, running.call, arguments, sandbox, queue_s=queue_s, incarnation=admission.incarnation

@@ -204,6 +204,8 @@ def build_tool(
         raise SettingsError(
             f"tool {name!r} is stateful but takes no parameter of type Sandbox or ToolState: nothing holds its state"
         )
+    if stateful is False and any(issubclass(kind, ToolState) for kind in provided.values()):
+        raise SettingsError(f"tool {name!r} takes a ToolState, which sessions have, but is declared stateful=False")
     _check_secrets(name, provided, secrets)
     arguments_type = _arguments_type(function, name, hints, injected, docstring.arguments)
     return Tool(

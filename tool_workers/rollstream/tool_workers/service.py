@@ -55,7 +55,7 @@ from rollstream.tool_workers.sessions import SessionLedger
 from rollstream.tool_workers.settings import ToolWorkerSettings
 from rollstream.tool_workers.tool_resources import open_resources
 from rollstream.tool_workers.tool_runner import ToolRunner
-from rollstream.tool_workers.tool_secrets import find_secrets
+from rollstream.tool_workers.tool_secrets import Secrets, find_secrets
 from rollstream.tool_workers.tool_states import ToolStates
 from rollstream.tool_workers.workspaces import Workspaces
 from rollstream.transport.clients import require_topics
@@ -100,8 +100,7 @@ async def _serve(settings: ToolWorkerSettings, kafka: KafkaSettings, stop: async
         servers = await mount_servers(settings, registry, started, stack)
         states = await stack.enter_async_context(kept_states(settings.state_timeout_s))
         resources = await open_resources(registry.resources, settings, stack)
-        declared = {tool.name: tool.secrets for tool in registry if tool.secrets}
-        provision = Provision(states, resources, find_secrets(declared, settings.secrets, os.environ))
+        provision = Provision(states, resources, secrets_of_tools(registry, settings))
         ledger = SessionLedger(
             new_incarnation=lambda: uuid.uuid4().hex,
             remembered_results=settings.remembered_results,
@@ -164,9 +163,15 @@ async def kept_states(timeout_s: float) -> AsyncGenerator[ToolStates]:
         try:
             yield states
         finally:
-            taking_down.cancel()
+            await states.stop()
             await asyncio.wait([taking_down])
             await states.close()
+
+
+def secrets_of_tools(registry: ToolRegistry, settings: ToolWorkerSettings) -> dict[str, Secrets]:
+    """By tool, for those that declare some. Raises SettingsError when one is missing."""
+    declared = {tool.name: tool.secrets for tool in registry if tool.secrets}
+    return find_secrets(declared, settings.secrets, os.environ)
 
 
 def own_sources(settings: ToolWorkerSettings) -> list[str]:

@@ -69,7 +69,8 @@ class SearchSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     corpus: str | None = None
-    """A file of documents, as fsspec reads it: JSONL or Parquet with `title` and `text`, or text in paragraphs."""
+    """Documents, as fsspec reads them: JSONL or Parquet with `title` and `text`, a text file with one in each
+    paragraph, or a folder of text files."""
     url: str | None = None
     """A retrieval service that takes {queries, topk, return_scores}, as Search-R1's does."""
     timeout_s: float = Field(default=30.0, gt=0)

@@ -55,6 +55,10 @@ class ToolRunner:
         try:
             injected = _injected(tool, sandbox, timeout_s, incarnation)
             injected |= await self._provision.of(tool, call, incarnation)
+        except TransientError as error:  # nothing of the tool has run, so a harmful one has done no harm
+            output = ToolOutput(str(error), "worker_error")
+            return self.result(call, output, run_s=time.monotonic() - started, queue_s=queue_s)
+        try:
             output = await self._run(tool, call, arguments | injected, timeout_s)
         except SandboxLostError as error:
             output = _unfinished(tool, error, "worker_error" if call.session_id is None else "session_lost")
@@ -72,7 +76,9 @@ class ToolRunner:
         signals = bounded(output.metrics)
         for name, value in signals.items():
             metrics.SIGNALS.labels(name).inc(value)
-        content, is_truncated = cap(clean(self._redact(output.content)), self._max_output_chars)
+        # Once more after cleaning: what was removed may have stood in the middle of a secret.
+        text = self._redact(clean(self._redact(output.content)))
+        content, is_truncated = cap(text, self._max_output_chars)
         return ToolResult(
             call_id=call.call_id,
             session_id=call.session_id,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from urllib.parse import quote, quote_plus
 
 from pydantic import SecretStr
 
@@ -60,8 +62,14 @@ class Redaction:
     """Takes secrets out of texts that a model will read."""
 
     def __init__(self, secrets: Iterable[Secrets]) -> None:
-        names = {value: name for each in secrets for name, value in each.items()}
-        long_enough = sorted((value for value in names if len(value) >= SHORTEST_REDACTED_CHARS), key=len, reverse=True)
+        names = {
+            written: name
+            for each in secrets
+            for name, value in each.items()
+            if len(value) >= SHORTEST_REDACTED_CHARS
+            for written in spellings(value)
+        }
+        long_enough = sorted(names, key=len, reverse=True)
         self._names = names
         self._pattern = re.compile("|".join(map(re.escape, long_enough))) if long_enough else None
 
@@ -70,3 +78,10 @@ class Redaction:
         if self._pattern is None:
             return text
         return self._pattern.sub(lambda found: f"[secret {self._names[found[0]]}]", text)
+
+
+def spellings(value: str) -> set[str]:
+    """How a value may stand in a result: as it is, in JSON, in a URL."""
+    in_json = {json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
+    in_urls = {quote(value, safe, errors="replace") for safe in ("", "/")} | {quote_plus(value, errors="replace")}
+    return {value} | in_json | in_urls

@@ -62,7 +62,7 @@ class ToolStates:
     def __init__(self, *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._entries: dict[str, dict[type[ToolState], _Entry]] = {}
-        self._ending: asyncio.Queue[str] = asyncio.Queue(MAX_ENDING)
+        self._ending: asyncio.Queue[str | None] = asyncio.Queue(MAX_ENDING)
 
     def __len__(self) -> int:
         return sum(entry.state is not None for entries in self._entries.values() for entry in entries.values())
@@ -75,16 +75,18 @@ class ToolStates:
         """
         entry = self._entries.setdefault(session.incarnation, {}).setdefault(kind, _Entry())
         async with entry.lock:
+            if entry.is_over:
+                raise _ended(kind, session)
             if entry.state is None:
-                state = kind()
                 try:
+                    state = kind()
                     async with asyncio.timeout(self._timeout_s):
                         await state.setup(session)
                 except Exception as error:
                     raise TransientError(f"state {kind.__name__!r} cannot be set up: {error!r}") from error
                 if entry.is_over:
                     await self._take_down(state)
-                    raise TransientError(f"session {session.session_id!r} ended while {kind.__name__!r} was set up")
+                    raise _ended(kind, session)
                 entry.state = state
             return cast("S", entry.state)
 
@@ -96,9 +98,14 @@ class ToolStates:
             self._ending.put_nowait(incarnation)
 
     async def run(self) -> None:
-        """Take down what is over, until cancelled."""
-        while True:
-            await self._end(await self._ending.get())
+        """Take down what is over, each session beside the others, until ``stop`` and what was begun is done."""
+        async with asyncio.TaskGroup() as group:
+            while (incarnation := await self._ending.get()) is not None:
+                group.create_task(self._end(incarnation))
+
+    async def stop(self) -> None:
+        """Have ``run`` end after what it has been told of so far."""
+        await self._ending.put(None)
 
     async def close(self) -> None:
         """Take down everything."""
@@ -120,3 +127,7 @@ class ToolStates:
         except Exception:
             metrics.FAILED_TEARDOWNS.labels(type(state).__name__).inc()
             logger.warning("state %s was not taken down", type(state).__name__, exc_info=True)
+
+
+def _ended(kind: type[ToolState], session: SessionInfo) -> TransientError:
+    return TransientError(f"session {session.session_id!r} is over, it is given no state {kind.__name__!r}")

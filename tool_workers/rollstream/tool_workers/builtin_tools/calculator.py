@@ -19,6 +19,10 @@ Number = int | float
 MAX_EXPRESSION_CHARS = 1000
 MAX_BITS = 4096
 """Of any integer on the way: 1,233 digits."""
+MAX_DIGITS = 1300
+"""Places that can be rounded to, before and behind the point: more than any number here has."""
+NO_ARITHMETIC = (ast.Attribute, ast.JoinedStr, ast.FormattedValue)
+"""Attributes lead to everything there is, and a format's width to as much memory as one likes."""
 
 
 def _bounded(operation: Callable[[Number, Number], Number]) -> Callable[[object, object], Number]:
@@ -89,6 +93,15 @@ def _absolute(number: Number) -> Number:
     return abs(number)
 
 
+def _rounded(number: Number, digits: object = None) -> Number:
+    if digits is None:
+        return round(number)
+    if not isinstance(digits, int):
+        raise TypeError(digits)
+    # Beyond these nothing changes any more, but Python would compute 10 ** -digits.
+    return round(number, min(max(digits, -MAX_DIGITS), MAX_DIGITS))
+
+
 def _unbounded(*_: object) -> Number:
     raise ToolError("factorial and comb are not supported, their results have no bound")
 
@@ -113,7 +126,7 @@ FUNCTIONS: dict[str, Callable[..., Number]] = {
         )
     },
     "abs": _function(_absolute),
-    "round": _function(round),
+    "round": _function(_rounded),
     "min": _function(min),
     "max": _function(max),
     "factorial": _unbounded,
@@ -132,7 +145,8 @@ async def calculator(expression: str) -> str:
     if len(expression) > MAX_EXPRESSION_CHARS:
         raise ToolError(f"the expression is {len(expression)} characters, at most {MAX_EXPRESSION_CHARS}")
     evaluator = SimpleEval(operators=OPERATORS, functions=FUNCTIONS, names=NAMES)
-    cast("dict[type[ast.AST], Any]", evaluator.nodes).pop(ast.Attribute)
+    for kind in NO_ARITHMETIC:
+        cast("dict[type[ast.AST], Any]", evaluator.nodes).pop(kind)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # several expressions, numbers run into words
