@@ -275,7 +275,7 @@ def test_a_row_brings_arguments_of_its_own_reward_and_a_workspace() -> None:
 )
 def test_arguments_and_workspaces_that_are_none_are_rejected(changed: dict[str, Any], said: str) -> None:
     settings = options(reward="call_cases", reward_arguments_column="tests", workspace_column="start")
-    row: dict[str, Any] = {"question": "x", "tests": {}, "start": f"u#{DIGEST}"} | changed
+    row: dict[str, Any] = {"question": "x", "tests": {}, "start": f"u#{DIGEST}", **changed}
     assert said in rejection(row, settings)
 
 

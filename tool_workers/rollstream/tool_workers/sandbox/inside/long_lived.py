@@ -13,8 +13,9 @@ import signal
 import sys
 from collections.abc import Callable
 
-from rollstream.tool_workers.sandbox.inside.processes import Processes, Started, has_started, is_zombie
+from rollstream.tool_workers.sandbox.inside.processes import Processes, Started, has_started
 from rollstream.tool_workers.sandbox.inside.python_source import exit_code_of, flush, prepare, show
+from rollstream.tool_workers.sandbox.inside.usage import is_zombie
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
