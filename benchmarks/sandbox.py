@@ -24,8 +24,9 @@ from figures import Figure, figure
 from soak import descendants
 from workbench import Workbench, percentile
 
-from rollstream.tool_workers.blank_sandboxes import BlankSandboxes
+from rollstream.tool_workers.blank_sandboxes import stocked
 from rollstream.tool_workers.sandbox.levels import build_spawner
+from rollstream.tool_workers.sandbox.outside.cgroups import is_gone, process_identity, start_ticks
 from rollstream.tool_workers.sandbox.replies import Execution
 from rollstream.tool_workers.sandbox.sandbox import Sandbox, SandboxFactory, SupervisedSandbox
 from rollstream.tool_workers.settings import MIB, SandboxSettings
@@ -126,10 +127,8 @@ def _call_figures(calls: dict[str, list[float]]) -> list[Figure]:
 
 async def _first_calls(factory: SandboxFactory, count: int) -> Figure:
     """The stock is full whenever an episode comes."""
-    blanks = BlankSandboxes(factory, wanted=1, max_age_s=BLANK_AGE_S)
-    stocking = asyncio.create_task(blanks.keep_stocked())
     taken_s: list[float] = []
-    try:
+    async with stocked(factory, wanted=1, max_age_s=BLANK_AGE_S) as blanks:
         for _ in range(count):
             while len(blanks) == 0:  # noqa: ASYNC110 -- the stock tells nobody that it is full
                 await asyncio.sleep(0.005)
@@ -138,10 +137,6 @@ async def _first_calls(factory: SandboxFactory, count: int) -> Figure:
             await sandbox.bash("true", timeout_s=TIMEOUT_S)
             taken_s.append(time.perf_counter() - begin)
             await sandbox.close()
-    finally:
-        stocking.cancel()
-        await asyncio.wait([stocking])
-        await blanks.close()
     note = f"{count} sessions; p50 {statistics.median(taken_s) * 1e3:.1f} ms; the next one is being opened meanwhile"
     return _milliseconds("sandbox, first call of an episode, p99", percentile(taken_s, 0.99), bar_ms=15, note=note)
 
@@ -207,10 +202,10 @@ def _killed_worker(count: int) -> Figure:
         raise RuntimeError(f"a worker did not open {count} sandboxes within {MAX_WORKER_START_S} s")
     ours.recv()
     # by start time too: a number may be used again
-    processes = {pid: _start_ticks(pid) for pid in descendants(worker.pid)}
+    processes = [process_identity(pid) for pid in descendants(worker.pid) if start_ticks(pid)]
     begin = time.perf_counter()
     os.kill(worker.pid, signal.SIGKILL)
-    while any(_runs(pid, ticks) for pid, ticks in processes.items()):
+    while not all(map(is_gone, processes)):
         if time.perf_counter() - begin > MAX_END_S:
             raise RuntimeError(f"processes of a killed worker still run after {MAX_END_S} s")
         time.sleep(0.001)
@@ -234,20 +229,6 @@ def _work(parent: Connection, count: int) -> None:
 
 async def _sleep_inside(sandbox: Sandbox) -> None:
     await sandbox.bash("sleep 600", timeout_s=600)
-
-
-def _start_ticks(pid: int) -> str:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return ""
-
-
-def _runs(pid: int, ticks: str) -> bool:
-    """Whether it is that process, and more than a line in a table waiting for its parent."""
-    with suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return fields[0] != "Z" and fields[19] == ticks
-    return False
 
 
 def _beside(count: int, ours_s: float) -> list[Figure]:

@@ -22,12 +22,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from rollstream.tool_workers.blank_sandboxes import BlankSandboxes
+from rollstream.tool_workers.blank_sandboxes import stocked
 from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.sandbox.replies import Execution, SandboxLostError
 from rollstream.tool_workers.sandbox.sandbox import Sandbox, SandboxFactory
@@ -272,19 +272,6 @@ def _differs(done: Execution, wanted: str) -> str:
     return f"{done.output[:200]!r} ({done.exit_code}, {done.cause}) is not {wanted!r}"
 
 
-@asynccontextmanager
-async def _stocked(factory: SandboxFactory) -> AsyncGenerator[BlankSandboxes]:
-    blanks = BlankSandboxes(factory, wanted=BLANK_SANDBOXES, max_age_s=BLANK_AGE_S)
-    async with asyncio.TaskGroup() as group:
-        stocking = group.create_task(blanks.keep_stocked())
-        try:
-            yield blanks
-        finally:
-            stocking.cancel()
-            await asyncio.wait([stocking])
-            await blanks.close()
-
-
 async def soak(calls: int, *, seed: int, folder: Path, plants_leak: bool) -> dict[str, object]:
     """Run the load. ``plants_leak``: one sandbox is left open, to see that it is noticed."""
     factory = SandboxFactory(build_spawner("bwrap", LIMITS), LIMITS, max_running_programs=CALLERS)
@@ -330,7 +317,7 @@ async def soak(calls: int, *, seed: int, folder: Path, plants_leak: bool) -> dic
 
 
 async def _exercise(factory: SandboxFactory, calls: int, seed: int, *, progress_s: float | None = None) -> Tally:
-    async with _stocked(factory) as blanks, asyncio.TaskGroup() as group:
+    async with stocked(factory, wanted=BLANK_SANDBOXES, max_age_s=BLANK_AGE_S) as blanks, asyncio.TaskGroup() as group:
         pool = SandboxPool(blanks, max_open=CALLERS * 2, reclaim=lambda: None)
         load = Soak(pool, calls, seed)
         telling = group.create_task(_tell(load.tally, calls, progress_s)) if progress_s else None

@@ -23,6 +23,7 @@ from rollstream.producers.settings import ProducerSettings
 from rollstream.rollout_workers.settings import RolloutWorkerSettings
 from rollstream.schemas.errors import SettingsError
 from rollstream.tool_workers.settings import ToolWorkerSettings
+from rollstream.tool_workers.tool_secrets import VARIABLE_PREFIX
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.transport.local_broker import BrokerSettings, running_bootstrap
 from rollstream.transport.settings import KafkaSettings
@@ -31,8 +32,6 @@ DEFAULT_FILE = Path("rollstream.toml")
 ENVIRONMENT_PREFIX = "ROLLSTREAM_"
 FOREIGN_VARIABLES = frozenset({"ROLLSTREAM_TEST_BOOTSTRAP"})
 """Variables with our prefix that are no settings."""
-SECRET_VARIABLE = "ROLLSTREAM_SECRET_"
-"""Begins the variables with secrets of tools, which tool workers look up by name."""
 MASK = "**********"
 SECRET_WORDS = ("password", "secret", "token", "api_key")
 NOT_SECRET = frozenset({"tokenizer"})
@@ -221,7 +220,7 @@ def _value(text: str, assignment: str) -> Any:
 def _check_environment(environment: Mapping[str, str]) -> None:
     sections = sorted(RollstreamSettings.model_fields)
     for variable in sorted(environment):
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable.startswith(SECRET_VARIABLE):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable.startswith(VARIABLE_PREFIX):
             continue
         if variable in FOREIGN_VARIABLES:
             continue

@@ -17,10 +17,8 @@ from rollstream.rollout_workers.episode import Episode
 from rollstream.rollout_workers.rewards import RewardResult
 from rollstream.schemas.errors import DataError, TransientError
 from rollstream.schemas.tasks import RewardSpec
-from rollstream.schemas.tools import Grade
+from rollstream.schemas.tools import GRADERS, OWN_GRADER, Grade
 
-GRADERS = frozenset({"unit_tests", "call_cases", "program_cases", "command_tests"})
-OWN = "grader:"
 DEFAULT_TIMEOUT_S = 300.0
 MAX_TIMEOUT_S = 1800.0
 FENCE = "```"
@@ -28,7 +26,7 @@ FENCE = "```"
 
 def is_graded(spec: RewardSpec) -> bool:
     """Whether a tool worker has to find out."""
-    return spec.name in GRADERS or spec.name.startswith(OWN)
+    return spec.name in GRADERS or spec.name.startswith(OWN_GRADER)
 
 
 def grading_arguments(spec: RewardSpec, final_text: str) -> tuple[str, float, str | None]:

@@ -36,6 +36,11 @@ RESERVED_PREFIX = "rollstream."
 GRADE_TOOL = "rollstream.grade"
 """Grades what an episode has left behind; answers with a `Grade` as JSON."""
 
+GRADERS = ("unit_tests", "call_cases", "program_cases", "command_tests")
+"""Rewards that every tool worker can grade."""
+OWN_GRADER = "grader:"
+"""Begins the name of a reward that one of its user's own graders grades."""
+
 OBSERVABLE_STATUSES: frozenset[str] = frozenset(
     {"ok", "error", "timeout", "limit", "unknown_tool", "invalid_arguments"}
 )

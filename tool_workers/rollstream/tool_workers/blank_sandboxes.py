@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from rollstream.schemas.errors import IsolationError
@@ -99,3 +100,17 @@ class BlankSandboxes:
         for entry in gone:
             self._stock.remove(entry)
             await entry[1].close()
+
+
+@asynccontextmanager
+async def stocked(opener: BlankOpener, *, wanted: int, max_age_s: float) -> AsyncGenerator[BlankSandboxes]:
+    """Opens sandboxes, some of them before they are needed; at the end the stock is closed."""
+    blanks = BlankSandboxes(opener, wanted=wanted, max_age_s=max_age_s)
+    async with asyncio.TaskGroup() as group:
+        stocking = group.create_task(blanks.keep_stocked())
+        try:
+            yield blanks
+        finally:
+            stocking.cancel()
+            await asyncio.wait([stocking])
+            await blanks.close()

@@ -199,12 +199,13 @@ def build_tool(
     session_key_parameter = _parameter_of(hints, SessionKey)
     provided = {parameter: kind for parameter, kind in hints.items() if parameter != "return" and _is_provided(kind)}
     injected = {sandbox_parameter, time_limit_parameter, session_key_parameter, *provided}
-    has_state = sandbox_parameter is not None or any(issubclass(kind, ToolState) for kind in provided.values())
+    keeps_state = any(issubclass(kind, ToolState) for kind in provided.values())
+    has_state = sandbox_parameter is not None or keeps_state
     if stateful and not has_state:
         raise SettingsError(
             f"tool {name!r} is stateful but takes no parameter of type Sandbox or ToolState: nothing holds its state"
         )
-    if stateful is False and any(issubclass(kind, ToolState) for kind in provided.values()):
+    if stateful is False and keeps_state:
         raise SettingsError(f"tool {name!r} takes a ToolState, which sessions have, but is declared stateful=False")
     _check_secrets(name, provided, secrets)
     arguments_type = _arguments_type(function, name, hints, injected, docstring.arguments)

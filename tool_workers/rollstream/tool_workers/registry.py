@@ -35,9 +35,7 @@ class ToolRegistry:
     def __init__(self, tools: Iterable[Tool]) -> None:
         self._tools: dict[str, Tool] = {}
         self._hidden: dict[str, Tool] = {}
-        for each in tools:
-            if self._tools.setdefault(each.name, each) is not each:
-                raise SettingsError(f"two tools are named {each.name!r}: give one another name with @tool(name=…)")
+        self._offer(tools, "give one another name with @tool(name=…)")
 
     def __iter__(self) -> Iterator[Tool]:
         return iter(self._tools.values())
@@ -52,9 +50,12 @@ class ToolRegistry:
 
     def add(self, tools: Iterable[Tool]) -> None:
         """Offer more tools. Raises SettingsError when a name is taken."""
+        self._offer(tools, "give its server another prefix")
+
+    def _offer(self, tools: Iterable[Tool], remedy: str) -> None:
         for each in tools:
             if self._tools.setdefault(each.name, each) is not each:
-                raise SettingsError(f"two tools are named {each.name!r}: give its server another prefix")
+                raise SettingsError(f"two tools are named {each.name!r}: {remedy}")
 
     @property
     def names(self) -> list[str]:

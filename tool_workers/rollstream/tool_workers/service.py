@@ -32,7 +32,7 @@ from rollstream.schemas.control import WorkerStatus
 from rollstream.schemas.errors import InvalidMessageError, single_errors
 from rollstream.schemas.tools import SessionEnd, ToolCall
 from rollstream.tool_workers import metrics
-from rollstream.tool_workers.blank_sandboxes import BlankSandboxes
+from rollstream.tool_workers.blank_sandboxes import stocked
 from rollstream.tool_workers.call_handling import CallHandler
 from rollstream.tool_workers.call_intake import CallIntake
 from rollstream.tool_workers.grading.grade_tool import build_grade_tool
@@ -109,7 +109,9 @@ async def _serve(settings: ToolWorkerSettings, kafka: KafkaSettings, stop: async
         )
         sandboxes = workspaces = None
         if started is not None:
-            blanks = await stack.enter_async_context(stocked_sandboxes(started.factory, settings))
+            blanks = await stack.enter_async_context(
+                stocked(started.factory, wanted=settings.blank_sandboxes, max_age_s=settings.blank_sandbox_s)
+            )
             sandboxes = SandboxPool(blanks, max_open=settings.max_sessions, reclaim=reclaimer(ledger, settings))
             stack.push_async_callback(sandboxes.close_all)
             workspaces = Workspaces(
@@ -233,20 +235,6 @@ async def start_sandboxes(
             logger.warning("%s", layer)
     logger.info("isolation by %s holds: %s", report.level, ", ".join(report.held))
     return StartedSandboxes(factory, report)
-
-
-@asynccontextmanager
-async def stocked_sandboxes(factory: SandboxFactory, settings: ToolWorkerSettings) -> AsyncGenerator[BlankSandboxes]:
-    """Opens sandboxes, some of them before they are needed."""
-    blanks = BlankSandboxes(factory, wanted=settings.blank_sandboxes, max_age_s=settings.blank_sandbox_s)
-    async with asyncio.TaskGroup() as group:
-        stocking = group.create_task(blanks.keep_stocked())
-        try:
-            yield blanks
-        finally:
-            stocking.cancel()
-            await asyncio.wait([stocking])
-            await blanks.close()
 
 
 def reclaimer(ledger: SessionLedger, settings: ToolWorkerSettings) -> Callable[[], str | None]:

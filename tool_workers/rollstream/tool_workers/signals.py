@@ -40,10 +40,3 @@ def bounded(signals: Mapping[str, float]) -> dict[str, float]:
         kept, key=lambda name: (name not in ("denied", "network_attempts"), name.startswith("denied_"), name)
     )
     return {name: kept[name] for name in first[:MAX_SIGNALS]}
-
-
-def added(totals: dict[str, float], signals: Mapping[str, float]) -> None:
-    """Add signals to totals, in place; no more than 32 names."""
-    for name, value in signals.items():
-        if name in totals or len(totals) < MAX_SIGNALS:
-            totals[name] = totals.get(name, 0.0) + value

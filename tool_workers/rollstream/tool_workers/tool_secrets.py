@@ -47,7 +47,7 @@ def find_secrets(
     for tool, names in declared.items():
         values: dict[str, str] = {}
         for name in names:
-            value = given[name].get_secret_value() if name in given else environment.get(VARIABLE_PREFIX + name)
+            value = secret_value(name, given, environment)
             if not value:
                 raise SettingsError(
                     f"tool {tool!r} needs the secret {name!r}: set tool_worker.secrets.{name}, or the environment "
@@ -56,6 +56,11 @@ def find_secrets(
             values[name] = value
         found[tool] = Secrets(values)
     return found
+
+
+def secret_value(name: str, given: Mapping[str, SecretStr], environment: Mapping[str, str]) -> str | None:
+    """From the settings, else from the environment; None: it is in neither."""
+    return given[name].get_secret_value() if name in given else environment.get(VARIABLE_PREFIX + name)
 
 
 class Redaction:

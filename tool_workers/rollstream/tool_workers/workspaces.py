@@ -16,10 +16,11 @@ import fsspec
 
 from rollstream.schemas.errors import TransientError
 from rollstream.schemas.tasks import WorkspaceSpec
+from rollstream.tool_workers.sandbox.bubblewrap import WORKSPACE
 from rollstream.tool_workers.sandbox.sandbox import Sandbox
+from rollstream.tool_workers.sandbox.workspace_files import unpack
 from rollstream.tool_workers.sandbox_pool import SandboxOpener
 
-FOLDER = "/workspace"
 PREPARE_TIMEOUT_S = 300.0
 UNPACK_TIMEOUT_S = 60.0
 FETCH_TIMEOUT_S = 300.0
@@ -55,9 +56,7 @@ class Workspaces:
             SandboxLostError: a sandbox has died meanwhile.
         """
         content = await self._content(spec)
-        done = await sandbox.operate(
-            "archive", {"action": "unpack", "folder": FOLDER}, timeout_s=UNPACK_TIMEOUT_S, stdin=content
-        )
+        done = await unpack(sandbox, content, timeout_s=UNPACK_TIMEOUT_S)
         if done.cause is not None or done.exit_code != 0:
             raise WorkspaceError(
                 f"workspace {spec.uri!r} does not fit into a sandbox ({done.cause or done.output[-200:]}): raise "
@@ -81,7 +80,7 @@ class Workspaces:
         try:
             prepared = await sandbox.operate(
                 "workspace",
-                {"kind": spec.kind, "folder": FOLDER},
+                {"kind": spec.kind, "folder": WORKSPACE},
                 timeout_s=PREPARE_TIMEOUT_S,
                 stdin=archive,
                 output_bytes=2 * self._max_bytes,

@@ -100,15 +100,19 @@ class DeadLetterOffice:
             TransientError: not acknowledged within ``deadline_s``: try again, the record must not be passed.
             TopicDeniedError: writing to the topic is not permitted.
         """
-        letter = dead_letter(
-            record, error, role=self._role, worker_id=self._worker_id, attempts=attempts, failed_at=time.time()
-        )
+        letter = self.letter(record, error, attempts)
         if deadline_s is None:
             place = await until_acknowledged(lambda: self._publish_as_fits(letter, None))
         else:
             place = await self._publish_as_fits(letter, deadline_s)
         metrics.DEAD_LETTERS.labels(record.topic, letter.error_type).inc()
         return place
+
+    def letter(self, record: Record, error: BaseException | Cause, attempts: int) -> DeadLetter:
+        """What ``bury`` would publish now if there were no limit."""
+        return dead_letter(
+            record, error, role=self._role, worker_id=self._worker_id, attempts=attempts, failed_at=time.time()
+        )
 
     async def _publish_as_fits(self, letter: DeadLetter, deadline_s: float | None) -> RecordPlace:
         """Whole, which may be possible by compression; else cut to the topic's limit; else to that of any broker."""

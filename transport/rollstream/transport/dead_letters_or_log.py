@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from contextlib import AsyncExitStack
 from types import TracebackType
 
@@ -17,7 +16,7 @@ import msgspec
 from rollstream.schemas.dead_letters import DeadLetter
 from rollstream.schemas.errors import TopicDeniedError
 from rollstream.transport import metrics
-from rollstream.transport.dead_letters import DeadLetterOffice, cut, dead_letter
+from rollstream.transport.dead_letters import DeadLetterOffice, cut
 from rollstream.transport.publisher import THREAD_ABOVE_BYTES
 from rollstream.transport.records import Record, record_place
 from rollstream.transport.settings import KafkaSettings
@@ -39,8 +38,6 @@ class DeadLettersOrLog:
         self._office = DeadLetterOffice(kafka, role=role, worker_id=worker_id)
         self._topic = kafka.topic(DeadLetter.topic)
         self._limit_bytes = kafka.topics[DeadLetter.topic].max_value_bytes
-        self._role = role
-        self._worker_id = worker_id
         self._is_refused = False
         self._stack = AsyncExitStack()
 
@@ -68,17 +65,7 @@ class DeadLettersOrLog:
                 self._refused(refusal)
             else:
                 return
-        letter = cut(
-            dead_letter(
-                record,
-                error,
-                role=self._role,
-                worker_id=self._worker_id,
-                attempts=attempts,
-                failed_at=time.time(),
-            ),
-            self._limit_bytes,
-        )
+        letter = cut(self._office.letter(record, error, attempts), self._limit_bytes)
         if len(letter.value or b"") > THREAD_ABOVE_BYTES:
             await asyncio.to_thread(_log, record_place(record), letter)
         else:

@@ -27,6 +27,4 @@ async def bash_session(  # noqa: D417 -- what the model reads
             return ToolOutput("the shell was started again")
     timeout_s, note = time_for(limit, timeout)
     execution = await sandbox.shell(command, timeout_s=timeout_s)
-    return program_output(
-        execution, timeout_s, note="; ".join(filter(None, [note, FRESH if execution.is_restarted else ""]))
-    )
+    return program_output(execution, timeout_s, note=note, fresh=FRESH)

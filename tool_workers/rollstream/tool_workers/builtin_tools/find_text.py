@@ -6,11 +6,9 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from rollstream.tool_workers.builtin_tools.program_text import check_source, program_output
-from rollstream.tool_workers.functions import TimeLimit, ToolError, ToolOutput, tool
+from rollstream.tool_workers.builtin_tools.program_text import check_source, operate
+from rollstream.tool_workers.functions import TimeLimit, ToolOutput, tool
 from rollstream.tool_workers.sandbox.sandbox import Sandbox
-
-MOST_SECONDS = 20.0
 
 
 @tool
@@ -39,8 +37,4 @@ async def find_text(  # noqa: D417 -- what the model reads
         "regex": regex,
         "max_results": max_results,
     }
-    timeout_s = min(limit.timeout_s, MOST_SECONDS)
-    execution = await sandbox.operate("text_search", arguments, timeout_s=timeout_s)
-    if execution.cause is None and execution.exit_code == 1 and execution.output.startswith("Error: "):
-        raise ToolError(execution.output.removeprefix("Error: "))
-    return program_output(execution, timeout_s)
+    return await operate(sandbox, limit, "text_search", arguments)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from msgspec import Meta
 
 from rollstream.tool_workers.functions import TimeLimit, ToolError, ToolOutput
 from rollstream.tool_workers.sandbox.replies import Execution, SandboxLostError
+from rollstream.tool_workers.sandbox.sandbox import Sandbox
 from rollstream.tool_workers.signals import signals_of
 
 MAX_SOURCE_BYTES = 120_000
 """The kernel takes at most 128 KiB as one argument."""
+OPERATION_S = 20.0
+"""What looking at files or editing them may take."""
 
 Timeout = Annotated[float, Meta(gt=0, le=3600)]
 """Seconds, as a model may ask for them."""
@@ -50,13 +54,28 @@ def time_for(limit: TimeLimit, asked_s: float | None) -> tuple[float, str]:
     return asked_s, ""
 
 
-def program_output(execution: Execution, timeout_s: float, *, note: str = "") -> ToolOutput:
+async def operate(sandbox: Sandbox, limit: TimeLimit, operation: str, arguments: Mapping[str, Any]) -> ToolOutput:
+    """What one of our operations on the session's files answers.
+
+    Raises:
+        ToolError: what the caller did wrong.
+        SandboxLostError: it could not even be started.
+    """
+    timeout_s = min(limit.timeout_s, OPERATION_S)
+    execution = await sandbox.operate(operation, arguments, timeout_s=timeout_s)
+    if execution.cause is None and execution.exit_code == 1 and execution.output.startswith("Error: "):
+        raise ToolError(execution.output.removeprefix("Error: "))
+    return program_output(execution, timeout_s)
+
+
+def program_output(execution: Execution, timeout_s: float, *, note: str = "", fresh: str = "") -> ToolOutput:
     """Output, and after it what else there is to say: the exit code, or why it was killed.
 
     Args:
         execution: how it went.
         timeout_s: how long it was allowed to take.
         note: more to say.
+        fresh: and what, if the long-lived process it ran in has ended.
 
     Raises:
         SandboxLostError: the program could not even be started.
@@ -71,8 +90,8 @@ def program_output(execution: Execution, timeout_s: float, *, note: str = "") ->
         status = "timeout" if execution.cause == "timeout" else "limit"
     elif execution.exit_code != 0:
         text, status = _with_note(text, f"exit code: {execution.exit_code}"), "error"
-    if note:
-        text = _with_note(text, note)
+    if notes := [each for each in (note, fresh if execution.is_restarted else "") if each]:
+        text = _with_note(text, "; ".join(notes))
     return ToolOutput(text or "(no output)", status, signals)
 
 

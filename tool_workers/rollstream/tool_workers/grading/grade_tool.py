@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from rollstream.schemas.tools import GRADE_TOOL
+from rollstream.schemas.tools import GRADE_TOOL, GRADERS, OWN_GRADER
 from rollstream.tool_workers.functions import TimeLimit, Tool, ToolError, ToolOutput, build_tool
 from rollstream.tool_workers.grading.artefacts import (
     MAX_BYTES,
@@ -25,16 +25,16 @@ from rollstream.tool_workers.grading.artefacts import (
 from rollstream.tool_workers.grading.cases import CallCases, ProgramCases, grade_calls, grade_programs
 from rollstream.tool_workers.grading.command_tests import CommandTests, grade_command
 from rollstream.tool_workers.grading.own import Grading, OwnGrader, verdict_from
-from rollstream.tool_workers.grading.rooms import WORKSPACE, GradingRooms, Room
+from rollstream.tool_workers.grading.rooms import GradingRooms, Room
 from rollstream.tool_workers.grading.unit_tests import UnitTests, grade_unit_tests
 from rollstream.tool_workers.grading.verdict import Verdict
+from rollstream.tool_workers.sandbox.bubblewrap import WORKSPACE
 from rollstream.tool_workers.sandbox.replies import SandboxLostError
 from rollstream.tool_workers.sandbox.sandbox import Sandbox
 
 PACK_TIMEOUT_S = 30.0
 MAX_GRADING_S = 1800.0
 TAR_OVERHEAD_BYTES = 4 * 1024 * 1024
-OWN = "grader:"
 TOO_LARGE = 3
 
 
@@ -122,7 +122,7 @@ async def run_grader(
             return await grade_command(msgspec.convert(arguments, CommandTests), artefacts, room)
     except msgspec.ValidationError as error:
         raise ToolError(f"grader {name!r}: {error}") from error
-    if name.startswith(OWN) and (function := own.get(name.removeprefix(OWN))) is not None:
+    if name.startswith(OWN_GRADER) and (function := own.get(name.removeprefix(OWN_GRADER))) is not None:
         return verdict_from(name, await function(Grading(artefacts, arguments, room, timeout_s)))
-    known = ["unit_tests", "call_cases", "program_cases", "command_tests", *(OWN + each for each in own)]
+    known = [*GRADERS, *(OWN_GRADER + each for each in own)]
     raise ToolError(f"there is no grader {name!r}: this worker has {known}")

@@ -14,10 +14,10 @@ from rollstream.tool_workers.functions import ToolError
 from rollstream.tool_workers.grading.artefacts import Artefacts
 from rollstream.tool_workers.sandbox.replies import SandboxLostError
 from rollstream.tool_workers.sandbox.sandbox import Sandbox
+from rollstream.tool_workers.sandbox.workspace_files import unpack
 from rollstream.tool_workers.sandbox_pool import SandboxOpener
 
 UNPACK_TIMEOUT_S = 30.0
-WORKSPACE = "/workspace"
 
 
 class Room:
@@ -38,12 +38,7 @@ class Room:
         self._stack.push_async_callback(sandbox.close)
         given = (artefacts or Artefacts()).with_files({path: text.encode() for path, text in (files or {}).items()})
         if given.files:
-            done = await sandbox.operate(
-                "archive",
-                {"action": "unpack", "folder": WORKSPACE},
-                timeout_s=UNPACK_TIMEOUT_S,
-                stdin=given.archive(),
-            )
+            done = await unpack(sandbox, given.archive(), timeout_s=UNPACK_TIMEOUT_S)
             if done.cause is not None:
                 raise SandboxLostError(f"the artefacts could not be unpacked: {done.cause}")
             if done.exit_code != 0 or done.output:

@@ -16,9 +16,10 @@ import msgspec
 
 from rollstream.tool_workers.functions import ToolError
 from rollstream.tool_workers.grading.artefacts import Artefacts, check_paths
-from rollstream.tool_workers.grading.rooms import WORKSPACE, Room
+from rollstream.tool_workers.grading.rooms import Room
 from rollstream.tool_workers.grading.verdict import Check, Verdict, verdict_of
 from rollstream.tool_workers.sandbox.bridge import Bridge
+from rollstream.tool_workers.sandbox.bubblewrap import WORKSPACE
 from rollstream.tool_workers.sandbox.replies import SandboxLostError
 
 MAX_LINE_BYTES = 4 * 1024 * 1024

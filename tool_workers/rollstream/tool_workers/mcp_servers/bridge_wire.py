@@ -21,12 +21,13 @@ from rollstream.schemas.errors import SettingsError
 from rollstream.tool_workers.mcp_servers.wires import LineReader, McpServerLostError
 from rollstream.tool_workers.output_text import clean
 from rollstream.tool_workers.sandbox.bridge import Bridge
+from rollstream.tool_workers.sandbox.bubblewrap import WORKSPACE
+from rollstream.tool_workers.sandbox.workspace_files import unpack
 from rollstream.tool_workers.sandbox_pool import ClosableSandbox, SandboxOpener
 
 if TYPE_CHECKING:
     from mcp.client._transport import TransportStreams
 
-WORKSPACE = "/workspace"
 UNPACK_TIMEOUT_S = 30.0
 READ_TIMEOUT_S = 60.0
 MAX_FILES_BYTES = 32 * 1024 * 1024
@@ -77,8 +78,7 @@ class BridgeWire:
     async def _provide(self, sandbox: ClosableSandbox) -> None:
         if self._files is None:
             return
-        arguments = {"action": "unpack", "folder": WORKSPACE}
-        unpacked = await sandbox.operate("archive", arguments, timeout_s=UNPACK_TIMEOUT_S, stdin=self._files)
+        unpacked = await unpack(sandbox, self._files, timeout_s=UNPACK_TIMEOUT_S)
         if unpacked.exit_code != 0 or unpacked.output:
             raise McpServerLostError(f"its files cannot be put into {WORKSPACE}: {clean(unpacked.output)[:300]}")
 

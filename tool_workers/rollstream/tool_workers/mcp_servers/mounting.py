@@ -23,6 +23,7 @@ from rollstream.tool_workers.mcp_servers.argument_check import check_arguments
 from rollstream.tool_workers.mcp_servers.offers import Offer, read_offers
 from rollstream.tool_workers.mcp_servers.settings import McpServerSettings, url_problem
 from rollstream.tool_workers.sandbox_pool import SandboxOpener
+from rollstream.tool_workers.tool_secrets import VARIABLE_PREFIX, Redaction, Secrets, secret_value
 
 if TYPE_CHECKING:
     from rollstream.tool_workers.mcp_servers.connection import McpConnection
@@ -32,8 +33,6 @@ MCP = "mcp:"
 """Begins a source of tools that is a server."""
 SHARE_OF_START = 0.8
 """Of a call's time, what the server's start may take: a start that fails is no time-out of the model's."""
-SECRET_VARIABLE = "ROLLSTREAM_SECRET_"
-MIN_SECRET_CHARS = 6
 
 
 class _Anything(msgspec.Struct):
@@ -99,11 +98,11 @@ def secrets_of(
     values: dict[str, str] = {}
     for name, server in chosen.items():
         for header, secret in server.headers.items():
-            value = given[secret].get_secret_value() if secret in given else environment.get(SECRET_VARIABLE + secret)
+            value = secret_value(secret, given, environment)
             if value is None:
                 raise SettingsError(
                     f"tool_worker.mcp.{name}.headers.{header}: the secret {secret!r} is not set: "
-                    f"set {SECRET_VARIABLE}{secret} or tool_worker.secrets.{secret}"
+                    f"set {VARIABLE_PREFIX}{secret} or tool_worker.secrets.{secret}"
                 )
             values[secret] = value
     return values
@@ -140,8 +139,8 @@ async def mounted_servers(
                     else:
                         mount = SharedMount(group, connect)
                     mounts.append(mount)
-                    hidden = {value: server.headers[header] for header, value in headers.items()}
-                    tools += [_tool(offer, server, mount, hidden) for offer in offers]
+                    redact = Redaction([Secrets({name: secrets[name] for name in server.headers.values()})])
+                    tools += [_tool(offer, server, mount, redact) for offer in offers]
                 yield McpServers(mounts, tools)
             finally:
                 for mount in mounts:
@@ -200,7 +199,7 @@ async def _offers(
     return read_offers(name, listed, prefix=prefix, wanted=server.tools)
 
 
-def _tool(offer: Offer, server: McpServerSettings, mount: Mount, hidden: Mapping[str, str]) -> Tool:
+def _tool(offer: Offer, server: McpServerSettings, mount: Mount, redact: Redaction) -> Tool:
     async def call(given: dict[str, Any], limit: TimeLimit, session: SessionKey) -> ToolOutput:
         timeout_s = min(limit.timeout_s, server.timeout_s)
         try:
@@ -214,7 +213,7 @@ def _tool(offer: Offer, server: McpServerSettings, mount: Mount, hidden: Mapping
         except TimeoutError:
             return ToolOutput(f"Error: timed out after {timeout_s:g} s", "timeout")
         output = output_of(result)
-        return replace(output, content=_without(output.content, hidden))
+        return replace(output, content=redact(output.content))
 
     return McpTool(
         name=offer.name,
@@ -229,11 +228,3 @@ def _tool(offer: Offer, server: McpServerSettings, mount: Mount, hidden: Mapping
         time_limit_parameter="limit",
         session_key_parameter="session",
     )
-
-
-def _without(text: str, hidden: Mapping[str, str]) -> str:
-    """The text without the values of secrets, which a server may repeat."""
-    for value, name in hidden.items():
-        if len(value) >= MIN_SECRET_CHARS:
-            text = text.replace(value, f"[secret {name}]")
-    return text

@@ -16,7 +16,7 @@ import subprocess
 from rollstream.schemas.errors import IsolationError
 from rollstream.tool_workers.sandbox.bubblewrap import ENVIRONMENT, memory_folders
 from rollstream.tool_workers.sandbox.container_settings import ContainerSettings
-from rollstream.tool_workers.sandbox.outside.cgroups import start_ticks
+from rollstream.tool_workers.sandbox.outside.cgroups import is_gone, process_identity
 from rollstream.tool_workers.sandbox.spawning import Enforcement, SupervisorProcess
 from rollstream.tool_workers.sandbox.streamed_supervisor import END_TIMEOUT_S, StreamedSupervisor, bootstrap_command
 from rollstream.tool_workers.settings import SandboxSettings
@@ -49,7 +49,7 @@ class ContainerSpawner:
         self._settings = settings
         self._limits = limits
         self._numbers = itertools.count(1)
-        self._worker = f"{os.getpid()}-{start_ticks(os.getpid())}"
+        self._worker = process_identity(os.getpid())
         self._is_swept = False
 
     @property
@@ -105,8 +105,7 @@ class ContainerSpawner:
 
     def _sweep(self) -> None:
         for name, worker in self._containers():
-            pid, _, started = worker.partition("-")
-            if pid.isdecimal() and str(start_ticks(int(pid))) != started:
+            if is_gone(worker):
                 logger.info("removing container %s of a worker that is dead", name)
                 self._remove(name)
 

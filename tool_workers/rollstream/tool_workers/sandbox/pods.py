@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from rollstream.schemas.errors import IsolationError
 from rollstream.tool_workers.sandbox.container_settings import KubernetesSettings
-from rollstream.tool_workers.sandbox.outside.cgroups import start_ticks
+from rollstream.tool_workers.sandbox.outside.cgroups import is_gone, process_identity
 from rollstream.tool_workers.sandbox.spawning import Enforcement, SupervisorProcess
 from rollstream.tool_workers.sandbox.streamed_supervisor import END_TIMEOUT_S, StreamedSupervisor, bootstrap_command
 from rollstream.tool_workers.settings import SandboxSettings
@@ -41,10 +41,8 @@ class PodSpawner:
     def __init__(self, settings: KubernetesSettings, limits: SandboxSettings) -> None:
         self._settings = settings
         self._limits = limits
-        self._host = "".join(each for each in socket.gethostname().lower() if each.isalnum() or each == "-")[:63].strip(
-            "-"
-        )
-        self._worker = f"{os.getpid()}-{start_ticks(os.getpid())}"
+        self._host = label_value(socket.gethostname())
+        self._worker = process_identity(os.getpid())
         self._is_swept = False
 
     @property
@@ -123,8 +121,7 @@ class PodSpawner:
         )
         with suppress(ValueError, KeyError, TypeError):
             for item in json.loads(listed)["items"]:
-                pid, _, started = str(item["metadata"]["labels"][WORKER_LABEL]).partition("-")
-                if pid.isdecimal() and str(start_ticks(int(pid))) != started:
+                if is_gone(str(item["metadata"]["labels"][WORKER_LABEL])):
                     self._delete(str(item["metadata"]["name"]))
 
     def _delete(self, name: str) -> None:

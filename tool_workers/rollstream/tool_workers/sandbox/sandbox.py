@@ -113,8 +113,6 @@ class SupervisedSandbox:
         self._cpu_s = 0.0
         self.denied_before = 0
         """System calls refused in it so far."""
-        self.opened_at = asyncio.get_running_loop().time()
-        """On the clock of the event loop."""
 
     @property
     def is_alive(self) -> bool:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,29 +181,40 @@ class LaunchedSupervisor:
         return read_complaint(self._sandbox.complaints_fd)
 
 
-class PlainSupervisor:
-    """A supervisor that is a child of ours."""
+class ChildSupervisor:
+    """A supervisor that is a child of ours, or speaks through one.
+
+    Args:
+        process: the child.
+        channel: our end of its channel.
+        complaints_fd: where its standard error goes.
+        end: removes what it leaves behind. Blocking; called once.
+    """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], channel: socket.socket, complaints_fd: int, folder: Path
+        self,
+        process: subprocess.Popen[bytes],
+        channel: socket.socket,
+        complaints_fd: int,
+        end: Callable[[], None],
     ) -> None:
         self.channel = channel
         self.facts = GroupFacts()
         self._process = process
         self._complaints_fd = complaints_fd
-        self._folder = folder
+        self._end = end
 
     def kill(self) -> None:
-        """Kill it; what it has started ends with it only if it lets go of nothing."""
+        """Its channel ends with it; what else is left is removed by ``dispose``."""
         if self._process.poll() is None:
             self._process.kill()
 
     def dispose(self) -> None:
-        """Kill, reap, and remove its folder."""
+        """Remove it, and wait until it is gone."""
         self.kill()
         self._process.wait()
+        self._end()
         os.close(self._complaints_fd)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def complaint(self) -> str:
         """What it wrote to its standard error."""
@@ -238,7 +250,7 @@ class UnsafeLocalSpawner:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
-        return PlainSupervisor(process, ours, complaints_fd, folder)
+        return ChildSupervisor(process, ours, complaints_fd, lambda: shutil.rmtree(folder, ignore_errors=True))
 
     def explain(self, complaint: str) -> str:
         """Nothing is known about it."""

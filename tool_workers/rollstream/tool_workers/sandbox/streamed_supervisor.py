@@ -15,9 +15,8 @@ from contextlib import suppress
 from rollstream.schemas.errors import IsolationError
 from rollstream.tool_workers.sandbox.archives import inside_archive
 from rollstream.tool_workers.sandbox.bubblewrap import ENVIRONMENT, WORKSPACE, supervisor_limits
-from rollstream.tool_workers.sandbox.launching import GroupFacts
 from rollstream.tool_workers.sandbox.seccomp_filter import seccomp_programs
-from rollstream.tool_workers.sandbox.spawning import read_complaint
+from rollstream.tool_workers.sandbox.spawning import ChildSupervisor
 from rollstream.tool_workers.settings import SandboxSettings
 
 END_TIMEOUT_S = 30.0
@@ -64,52 +63,38 @@ def bootstrap_command(
     return [interpreter, "-I", "-B", "-c", BOOTSTRAP.replace("@environment", repr(environment)), text]
 
 
-class StreamedSupervisor:
+class StreamedSupervisor(ChildSupervisor):
     """A running one.
 
     Args:
         command: what its streams belong to.
         end: removes what the command has started. Blocking; called once.
+
+    Raises:
+        IsolationError: the command cannot be run.
     """
 
     def __init__(self, command: Sequence[str], end: Callable[[], None]) -> None:
-        self._end = end
-        self.facts = GroupFacts()
-        self._complaints_fd = os.memfd_create("complaints")
-        self.channel, theirs = socket.socketpair()
+        complaints_fd = os.memfd_create("complaints")
+        ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._process = subprocess.Popen(
+                process = subprocess.Popen(
                     list(command),
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
-                    stderr=self._complaints_fd,
+                    stderr=complaints_fd,
                     cwd="/",
                     start_new_session=True,
                 )
         except OSError as error:
-            self.channel.close()
-            os.close(self._complaints_fd)
+            ours.close()
+            os.close(complaints_fd)
             raise IsolationError(f"{command[0]!r} cannot be run: {error.strerror}; install it") from error
+        super().__init__(process, ours, complaints_fd, end)
         sender = threading.Thread(target=self._send_along, name="sandbox-bootstrap", daemon=True)
         sender.start()
         sender.join(END_TIMEOUT_S)
-
-    def kill(self) -> None:
-        """The streams end, and so does the supervisor; what is left is removed by ``dispose``."""
-        if self._process.poll() is None:
-            self._process.kill()
-
-    def dispose(self) -> None:
-        """Remove it, and wait until it is gone."""
-        self.kill()
-        self._process.wait()
-        self._end()
-        os.close(self._complaints_fd)
-
-    def complaint(self) -> str:
-        """What the command wrote to its standard error."""
-        return read_complaint(self._complaints_fd)
 
     def _send_along(self) -> None:
         filters = seccomp_programs()

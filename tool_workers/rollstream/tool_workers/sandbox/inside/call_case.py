@@ -7,6 +7,7 @@ import json
 import os
 import sys
 
+from rollstream.tool_workers.sandbox.inside.own_streams import take_streams
 from rollstream.tool_workers.sandbox.inside.plain_values import NotPlainError, encode
 
 TYPE_CHECKING = False
@@ -16,10 +17,8 @@ if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
 
 def run(arguments: dict[str, Any], stdin: BinaryIO) -> None:
     """``{"value": ...}``, or ``{"raised": [names of the classes]}``."""
-    answers = os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(nothing, fd)
+    questions, answers = take_streams()
+    os.close(questions)
     sys.path.insert(0, os.getcwd())
     module, _, name = arguments["call"].partition(":")
     try:

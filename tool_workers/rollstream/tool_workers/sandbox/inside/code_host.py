@@ -11,6 +11,7 @@ import json
 import os
 import sys
 
+from rollstream.tool_workers.sandbox.inside.own_streams import take_streams
 from rollstream.tool_workers.sandbox.inside.plain_values import NotPlainError, decode, encode
 
 TYPE_CHECKING = False
@@ -23,10 +24,7 @@ MAX_HANDLES = 100_000
 
 def run(arguments: dict[str, Any], stdin: BinaryIO) -> None:
     """Answer questions until there are no more. ``folder``: where modules are."""
-    questions, answers = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(nothing, fd)
+    questions, answers = take_streams()
     folder: str = arguments["folder"]
     sys.path.insert(0, folder)
     os.chdir(folder)

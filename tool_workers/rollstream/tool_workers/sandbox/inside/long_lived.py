@@ -29,9 +29,9 @@ builtin disown -a 2>/dev/null
 builtin printf '%s %d\0' "$__rollstream_word" "$__rollstream_code" >&4
 done
 """
+"""Jobs are disowned: they are killed when the call ends, and the next call is not to hear of it."""
 COMMANDS_FD, DONE_FD = 3, 4
 MAX_DONE_BYTES = 200
-"""Jobs are disowned: they are killed when the call ends, and the next call is not to hear of it."""
 
 
 class LongLived:

@@ -20,6 +20,7 @@ import sys
 import traceback
 import unittest
 
+from rollstream.tool_workers.sandbox.inside.own_streams import take_streams
 from rollstream.tool_workers.sandbox.inside.plain_values import NotPlainError, decode, encode
 
 TYPE_CHECKING = False
@@ -191,11 +192,8 @@ class SubjectFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def run(arguments: dict[str, Any], stdin: BinaryIO) -> None:
     """Run the tests of the first message, and report."""
-    incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(nothing, fd)
-    line = Line(incoming, outgoing)  # type: ignore[arg-type]
+    incoming, outgoing = take_streams()
+    line = Line(os.fdopen(incoming, "rb"), os.fdopen(outgoing, "wb", buffering=0))  # type: ignore[arg-type]
     order = line.receive()
     nonce = order["nonce"]
     if order["subjects"]:

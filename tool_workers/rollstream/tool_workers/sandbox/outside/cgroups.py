@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-OURS = re.compile(r"rollstream-(\d+)-(\d+)")
+OURS = re.compile(r"rollstream-(\d+-\d+)")
 CONTROLLERS = ("memory", "pids")
 DEAD = ("Z", "X")
 """States of a process that has ended and waits to be noticed."""
@@ -202,7 +202,18 @@ class Cgroups:
 
 def group_name(pid: int) -> str:
     """What groups of a process are called: its number and when it started, because numbers come again."""
-    return f"rollstream-{pid}-{start_ticks(pid)}"
+    return f"rollstream-{process_identity(pid)}"
+
+
+def process_identity(pid: int) -> str:
+    """Of a living process, never that of another one on this machine."""
+    return f"{pid}-{start_ticks(pid)}"
+
+
+def is_gone(identity: str) -> bool:
+    """Whether the process with this identity is dead; False for what is no identity."""
+    pid, _, ticks = identity.partition("-")
+    return pid.isdecimal() and str(start_ticks(int(pid))) != ticks
 
 
 def start_ticks(pid: int) -> int:
@@ -221,7 +232,7 @@ def sweep(mounts: Mounts) -> None:
         with contextlib.suppress(OSError):
             for folder in [each for each in place.iterdir() if each.is_dir()]:
                 match = OURS.match(folder.name)
-                if match and start_ticks(int(match[1])) != int(match[2]):
+                if match and is_gone(match[1]):
                     _remove_tree(folder)
 
 
