@@ -36,9 +36,14 @@ LOGPROBS_MODE = "processed_logprobs"
 UNTOUCHED_LABEL = "default"
 LOOK_AGAIN_S = 0.5
 CONTROL_TIMEOUT_S = 60.0
+KEPT_CONNECTION_S = 2.0
+"""vLLM closes connections after 5 idle seconds; what is sent on one just then would be lost."""
 DATA_STATUSES = (400, 422)
 MISSING_STATUSES = (401, 403, 404)
 DEV_MODE = "the environment VLLM_SERVER_DEV_MODE=1"
+NEEDS_A_LIST_OF_PACKAGES = (
+    "To say how it is configured, vLLM lists the packages of its environment: install pip there, or put uv on its PATH"
+)
 
 T = TypeVar("T")
 
@@ -74,7 +79,7 @@ class VllmServerEngine:
         headers: dict[str, str] = {}
         if settings.api_key is not None:
             headers["Authorization"] = f"Bearer {settings.api_key.get_secret_value()}"
-        connector = aiohttp.TCPConnector(limit=settings.max_connections)
+        connector = aiohttp.TCPConnector(limit=settings.max_connections, keepalive_timeout=KEPT_CONNECTION_S)
         session = aiohttp.ClientSession(headers=headers, connector=connector)
         engine = cls(VllmServerApi(session, str(settings.base_url).rstrip("/")), settings)
         try:
@@ -172,9 +177,13 @@ class VllmServerEngine:
         self.max_model_len = served[self._model].max_model_len
 
     async def _read_configuration(self) -> None:
-        info = await self._ask(
-            self._server.get(api.CONFIGURATION, api.ServerInfo, timeout_s=CONTROL_TIMEOUT_S), DEV_MODE
-        )
+        asking = self._server.get(api.CONFIGURATION, api.ServerInfo, timeout_s=CONTROL_TIMEOUT_S)
+        try:
+            info = await self._ask(asking, DEV_MODE)
+        except EngineError as error:
+            if isinstance(error.__cause__, ServerRefusal) and error.__cause__.status == 500:
+                raise SettingsError(f"{error}. {NEEDS_A_LIST_OF_PACKAGES}") from error
+            raise
         model = info.vllm_config.model_config
         if model.logprobs_mode != LOGPROBS_MODE:
             raise SettingsError(

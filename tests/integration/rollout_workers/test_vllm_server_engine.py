@@ -192,8 +192,16 @@ async def test_a_server_that_is_not_there_is_named() -> None:
 class FlaglessServer:
     """What a vLLM server answers, flag by flag."""
 
-    def __init__(self, *, dev_mode: bool = True, scale_out: bool = True, logprobs_mode: str = "processed_logprobs"):
+    def __init__(
+        self,
+        *,
+        dev_mode: bool = True,
+        scale_out: bool = True,
+        logprobs_mode: str = "processed_logprobs",
+        has_pip: bool = True,
+    ) -> None:
         self._dev_mode = dev_mode
+        self._has_pip = has_pip
         self._scale_out = scale_out
         self._config = {
             "model_config": {"model": "/not/visible", "logprobs_mode": logprobs_mode},
@@ -224,6 +232,8 @@ class FlaglessServer:
         return web.json_response({"data": [{"id": "policy", "max_model_len": 64}]})
 
     async def _info(self, _: web.Request) -> web.Response:
+        if not self._has_pip:
+            return web.json_response({"error": "'NoneType' object has no attribute 'splitlines'"}, status=500)
         return web.json_response({"vllm_config": self._config})
 
     async def _label(self, _: web.Request) -> web.Response:
@@ -241,6 +251,7 @@ class FlaglessServer:
         (FlaglessServer(dev_mode=False), SettingsError, "VLLM_SERVER_DEV_MODE=1"),
         (FlaglessServer(logprobs_mode="raw_logprobs"), SettingsError, "--logprobs-mode processed_logprobs"),
         (FlaglessServer(scale_out=False), SettingsError, "--enable-scale-out"),
+        (FlaglessServer(has_pip=False), SettingsError, "install pip there"),
         (FlaglessServer(), EngineError, "0 logprobs and versions"),
     ],
 )
