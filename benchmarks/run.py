@@ -50,6 +50,7 @@ BENCHMARKS = (
     Benchmark("wire", "wire", needs_broker=False),
     Benchmark("tool_round_trip", "tool_round_trip"),
     Benchmark("sandbox", "sandbox"),
+    Benchmark("sandbox_round_trip", "sandbox_round_trip"),
     Benchmark("trajectory_stream", "trajectory_stream"),
     Benchmark("event_loop", "event_loop"),
     Benchmark("pipeline_scripted", "pipeline", "measure_scripted"),

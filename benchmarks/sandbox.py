@@ -1,7 +1,6 @@
 """Sandboxes: how long one takes to open and a call in it, what it weighs, 500 at once, and the end of a killed worker.
 
-Beside it, in the same run, one call in a bwrap of its own, in a plain subprocess, and by ``podman exec`` or
-``docker exec``.
+Beside it, in the same run, what is in `alternatives`.
 """
 
 from __future__ import annotations
@@ -9,17 +8,15 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import shutil
 import signal
 import statistics
-import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from alternatives import measure_alternatives
 from figures import Figure, figure
 from soak import descendants
 from workbench import Workbench, percentile
@@ -29,23 +26,17 @@ from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.sandbox.outside.cgroups import is_gone, process_identity, start_ticks
 from rollstream.tool_workers.sandbox.replies import Execution
 from rollstream.tool_workers.sandbox.sandbox import Sandbox, SandboxFactory, SupervisedSandbox
-from rollstream.tool_workers.settings import MIB, SandboxSettings
+from rollstream.tool_workers.settings import MIB, SandboxSettings, ToolWorkerSettings
 
 COMMAND = "python benchmarks/run.py --only sandbox"
 LIMITS = SandboxSettings()
 CALLERS = 8
 TIMEOUT_S = 30.0
+STOCK = ToolWorkerSettings().blank_sandboxes
 BLANK_AGE_S = 3600.0
 EDITOR = {"command": "view", "path": "notes.txt"} | dict.fromkeys(
     ("file_text", "view_range", "old_str", "new_str", "insert_line", "insert_text")
 )
-NAIVE = [
-    *("--unshare-all", "--die-with-parent", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin"),
-    *("--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "--dev", "/dev"),
-    *("--tmpfs", "/workspace", "--chdir", "/workspace", "--", "/bin/bash", "-c", "true"),
-]
-ENGINES = ("podman", "docker")
-IMAGE_VARIABLE = "SANDBOX_BENCH_IMAGE"
 MAX_WORKER_START_S = 60.0
 MAX_END_S = 10.0
 
@@ -65,9 +56,11 @@ async def _measure(bench: Workbench) -> list[Figure]:
         bench.say("calls in a warm session")
         calls = await _calls(factory, bench.size(300, 5))
         bench.say("first calls from the stock")
-        figures += [*_call_figures(calls), await _first_calls(factory, bench.size(100, 3))]
-        bench.say("one-shot ways beside them")
-        figures += await asyncio.to_thread(_beside, bench.size(60, 3), statistics.median(calls["bash"]))
+        figures += [*_call_figures(calls), await _first_calls(factory, bench.size(300, 3))]
+        bench.say("other ways beside them")
+        figures += await asyncio.to_thread(
+            measure_alternatives, bench.size(60, 3), statistics.median(calls["bash"]), bench.folder, COMMAND
+        )
         bench.say("many sessions at once")
         figures += await _many(factory, bench.size(500, 5), bench.size(1_000, 10))
     return figures
@@ -126,18 +119,23 @@ def _call_figures(calls: dict[str, list[float]]) -> list[Figure]:
 
 
 async def _first_calls(factory: SandboxFactory, count: int) -> Figure:
-    """The stock is full whenever an episode comes."""
+    """Each episode comes when the stock is full, and takes one of it; the next is opened beside its call."""
     taken_s: list[float] = []
-    async with stocked(factory, wanted=1, max_age_s=BLANK_AGE_S) as blanks:
+    async with stocked(factory, wanted=STOCK, max_age_s=BLANK_AGE_S) as blanks:
         for _ in range(count):
-            while len(blanks) == 0:  # noqa: ASYNC110 -- the stock tells nobody that it is full
+            while len(blanks) < STOCK:  # noqa: ASYNC110 -- the stock tells nobody that it is full
                 await asyncio.sleep(0.005)
             begin = time.perf_counter()
             sandbox = await blanks.open()
-            await sandbox.bash("true", timeout_s=TIMEOUT_S)
+            done = await sandbox.bash("true", timeout_s=TIMEOUT_S)
             taken_s.append(time.perf_counter() - begin)
+            assert done.exit_code == 0, done
             await sandbox.close()
-    note = f"{count} sessions; p50 {statistics.median(taken_s) * 1e3:.1f} ms; the next one is being opened meanwhile"
+    note = (
+        f"{count} sessions, one after another, each when {STOCK} sandboxes are in stock: from asking for one to the "
+        f"answer of bash; the next is being opened meanwhile, on the same {os.cpu_count()} cores; "
+        f"p50 {statistics.median(taken_s) * 1e3:.1f} ms"
+    )
     return _milliseconds("sandbox, first call of an episode, p99", percentile(taken_s, 0.99), bar_ms=15, note=note)
 
 
@@ -229,56 +227,6 @@ def _work(parent: Connection, count: int) -> None:
 
 async def _sleep_inside(sandbox: Sandbox) -> None:
     await sandbox.bash("sleep 600", timeout_s=600)
-
-
-def _beside(count: int, ours_s: float) -> list[Figure]:
-    ways = {
-        "a bwrap for each call": [shutil.which("bwrap") or "bwrap", *NAIVE],
-        "plain subprocess bash": ["/bin/bash", "-c", "true"],
-    }
-    figures = [_ratio(name, _spawned(command, count), ours_s, count) for name, command in ways.items()]
-    engine = _engine(count, ours_s)
-    if isinstance(engine, Figure):
-        return [*figures, engine]
-    return [*figures[:-1], replace(figures[-1], note=f"{figures[-1].note}; no container engine: {engine}")]
-
-
-def _spawned(command: list[str], count: int) -> float:
-    """Median seconds of a call that starts a program and waits for it."""
-    taken_s: list[float] = []
-    for _ in range(count):
-        begin = time.perf_counter()
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S)
-        taken_s.append(time.perf_counter() - begin)
-    return statistics.median(taken_s)
-
-
-def _engine(count: int, ours_s: float) -> Figure | str:
-    """``exec`` in a running container of the image that is named in the environment; or why there is none."""
-    reasons: list[str] = []
-    image = os.environ.get(IMAGE_VARIABLE)
-    for engine in ENGINES:
-        if shutil.which(engine) is None or image is None:
-            reasons.append(f"{engine}: " + ("not installed" if image else f"no image named by {IMAGE_VARIABLE}"))
-            continue
-        try:
-            run = [engine, "run", "--detach", "--rm", "--network=none", image, "sleep", "600"]
-            started = subprocess.run(run, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
-        except subprocess.SubprocessError as error:
-            complaint = getattr(error, "stderr", None) or str(error)
-            reasons.append(f"{engine}: {str(complaint).strip().splitlines()[-1][:120]}")
-            continue
-        container = started.stdout.strip()
-        try:
-            return _ratio(f"{engine} exec", _spawned([engine, "exec", container, "true"], count), ours_s, count)
-        finally:
-            subprocess.run([engine, "rm", "--force", container], capture_output=True, timeout=TIMEOUT_S, check=False)
-    return "; ".join(reasons)
-
-
-def _ratio(name: str, taken_s: float, ours_s: float, count: int) -> Figure:
-    note = f"{taken_s * 1e3:.2f} ms and {ours_s * 1e3:.2f} ms, medians; {count} calls of the other"
-    return figure(f"{name} / bash in a session", taken_s / ours_s, "times", command=COMMAND, note=note)
 
 
 def _milliseconds(name: str, value_s: float, *, bar_ms: float | None = None, note: str = "") -> Figure:
