@@ -285,6 +285,22 @@ async def test_links_devices_and_floods_are_no_artefacts(desk: Desk) -> None:
     assert (flood.reward, "more than" in flood.report) == (0.0, True)
 
 
+@pytest.mark.parametrize("mode", ["0", "200", "100"])
+async def test_who_closes_its_workspace_is_graded_all_the_same(mode: str, desk: Desk) -> None:
+    await leave(desk, solution_dot_py="def double(x):\n    return 0\n")
+    await desk.agent.shell(f"chmod {mode} /workspace", timeout_s=5)
+    assert (await desk.reward("call_cases")).reward == 0.0
+    assert (await desk.agent.bash("echo open", timeout_s=5)).output == "open\n"
+
+
+async def test_a_file_that_cannot_be_read_does_not_spoil_the_others(desk: Desk) -> None:
+    await leave(desk, solution_dot_py=HONEST, notes_dot_txt="mine")
+    await desk.agent.bash("chmod 0 notes.txt", timeout_s=5)
+    assert (await desk.reward("call_cases")).reward == 1.0
+    await desk.agent.bash("chmod 0 solution.py", timeout_s=5)
+    assert (await desk.reward("call_cases")).reward == 0.0
+
+
 async def test_the_answer_is_nowhere_in_the_agents_sandbox(desk: Desk) -> None:
     await leave(desk, solution_dot_py=HONEST)
     await desk.reward("unit_tests")

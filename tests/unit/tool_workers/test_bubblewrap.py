@@ -6,6 +6,7 @@ import pytest
 
 from rollstream.tool_workers.sandbox.bubblewrap import (
     ENVIRONMENT,
+    HIDDEN_FILES,
     SYNTHETIC_FILES,
     Interpreter,
     explain_failure,
@@ -85,7 +86,8 @@ def test_writable_folders_are_sized_memory(root: Path) -> None:
 def test_filter_supervisor_and_files_come_through_descriptors(root: Path) -> None:
     line, contents = command(root)
     ours = [b"source", b"asking", b"refusing"]
-    assert contents == [*(text.encode() for text in SYNTHETIC_FILES.values()), *ours, b"", b"allowing"]
+    hidden = [b""] * len(HIDDEN_FILES)
+    assert contents == [*(text.encode() for text in SYNTHETIC_FILES.values()), *ours, *hidden, b"allowing"]
     assert line[line.index("--seccomp") + 1] == str(50 + len(contents))
 
 

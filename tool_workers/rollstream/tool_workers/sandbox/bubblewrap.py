@@ -35,8 +35,8 @@ SYNTHETIC_FILES = {
     "/etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
     "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
-HIDDEN_FILES = ("/proc/cmdline",)
-"""Shown empty: what the host's kernel was started with."""
+HIDDEN_FILES = tuple(path for path in ("/proc/cmdline", "/proc/keys", "/proc/key-users") if os.path.exists(path))
+"""Shown empty: what the host's kernel was started with, and names of keys of the worker's user."""
 HIDDEN_FOLDERS = ("/proc/sys",)
 """Shown empty: some settings of a namespace's own can be changed from within, and make its supervisor fail."""
 INSTALL_REMEDY = "install it (Debian, Ubuntu: `apt-get install bubblewrap`; Fedora: `dnf install bubblewrap`)"

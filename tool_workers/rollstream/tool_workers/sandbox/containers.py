@@ -74,7 +74,7 @@ class ContainerSpawner:
         line += ["--memory", str(limits.memory_bytes + SUPERVISOR_BYTES)]
         line += ["--memory-swap", str(limits.memory_bytes + SUPERVISOR_BYTES)]
         line += ["--pids-limit", str(limits.processes + SUPERVISOR_PROCESSES)]
-        line += ["--ulimit", f"nofile={DESCRIPTORS}:{DESCRIPTORS}", "--ulimit", "core=0:0"]
+        line += ["--ulimit", f"nofile={DESCRIPTORS}:{DESCRIPTORS}", "--ulimit", "core=1:1"]  # see `_dump_nothing`
         line += ["--ulimit", f"nproc={limits.processes * 64}:{limits.processes * 64}"]
         if limits.cpus:
             line += ["--cpus", str(limits.cpus)]

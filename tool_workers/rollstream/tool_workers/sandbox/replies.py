@@ -11,7 +11,9 @@ from rollstream.schemas.errors import TransientError
 
 MAX_FRAME_BYTES = 1024 * 1024
 """Six times 128 KiB of output in base64."""
-MAX_DENIED_NAMES = 64
+MAX_DENIED_NAMES = 96
+"""More than there are system calls that a filter asks about: a program may try them all."""
+MAX_NAME_CHARS = 64
 MAX_SECONDS = 1e7
 
 KillCause = Literal["timeout", "memory", "output", "cpu", "files", "failed_to_start"]
@@ -155,7 +157,7 @@ def checked_denials(denied: dict[str, int]) -> dict[str, int]:
         SandboxLostError: there are too many, or they are no counts.
     """
     if len(denied) > MAX_DENIED_NAMES or any(
-        count < 0 or not name.isidentifier() or len(name) > MAX_DENIED_NAMES for name, count in denied.items()
+        count < 0 or not name.isidentifier() or len(name) > MAX_NAME_CHARS for name, count in denied.items()
     ):
         raise SandboxLostError("the supervisor's counts of refused system calls are impossible")
     return denied

@@ -4,7 +4,7 @@
 lead out of the folder are left out, and told on standard output.
 
 ``{"action": "pack", "folder": ..., "patterns": [...], "max_bytes": N, "max_files": N}``: an uncompressed tar of the
-files that match, on standard output; symbolic links are never followed, and never packed.
+files that match, on standard output; symbolic links are never followed, and never packed. Nor is what cannot be read.
 """
 
 from __future__ import annotations
@@ -89,7 +89,11 @@ def pack(folder: str, patterns: list[str], max_bytes: int, max_files: int) -> No
     total = count = 0
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.PAX_FORMAT) as tar:
         for path in matching(folder, patterns):
-            with open(os.open(os.path.join(folder, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            try:
+                fd = os.open(os.path.join(folder, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except PermissionError:
+                continue
+            with open(fd, "rb") as file:
                 facts = os.fstat(file.fileno())
                 if not stat.S_ISREG(facts.st_mode):
                     continue

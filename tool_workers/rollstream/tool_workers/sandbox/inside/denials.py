@@ -2,13 +2,15 @@
 
 The filter is loaded here, once, before anything of the model's runs; every later process inherits it. For what it
 forbids, the kernel asks this process (seccomp user notification, Linux 5.5), which answers EPERM and counts. Internet
-sockets are counted too and allowed: there is no network they could reach.
+sockets are counted too and allowed: there is no network they could reach. Shared mappings are allowed up to a sum: what
+a program no longer maps of them stays in memory, and no process shows it.
 
 Where the kernel cannot ask (older ones, gVisor), a filter that refuses by itself is loaded, and nothing is counted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -28,6 +30,11 @@ CONTINUE = 1
 NOTIFICATION_BYTES = 80
 AF_INET, AF_INET6 = 2, 10
 INTERNET_SOCKET = "internet_socket"
+SHARED_MAPPING = "mmap"
+MAP_HUGETLB = 0x40000
+"""Never given: no program needs it, and the pool is the machine's."""
+SHARED_PER_MEMORY = 2
+"""Most bytes of shared mappings, as a multiple of the memory; mappings of files are counted too."""
 
 
 class _Program(ctypes.Structure):
@@ -37,11 +44,14 @@ class _Program(ctypes.Structure):
 class Denials:
     """What has been refused since it was last asked."""
 
-    def __init__(self, names: dict[int, str], listener_fd: int | None) -> None:
+    def __init__(self, names: dict[int, str], listener_fd: int | None, memory_bytes: int = 0) -> None:
         self._names = names
         self.listener_fd = listener_fd
         """Readable when the kernel asks; None: it never does."""
         self._counts: dict[str, int] = {}
+        self._most_shared_bytes = SHARED_PER_MEMORY * memory_bytes
+        self.shared_bytes = 0
+        """Of all shared mappings that were made since the sandbox was last empty."""
 
     def answer(self) -> None:
         """Answer what the kernel asks now; never waits."""
@@ -52,17 +62,22 @@ class Denials:
         except OSError:
             return  # who asked was killed meanwhile
         id_, _, _, number = struct.unpack_from("=QIIi", notification)
-        (first_argument,) = struct.unpack_from("=Q", notification, 32)
+        first_argument, length, _, flags = struct.unpack_from("=4Q", notification, 32)
         name = self._names.get(number, f"call_{number}")
+        if name == SHARED_MAPPING:
+            self.shared_bytes += length
+            is_small = self.shared_bytes <= self._most_shared_bytes and not flags & MAP_HUGETLB
+            return self._send(id_, 0 if is_small else -errno.ENOMEM, CONTINUE if is_small else 0)
         is_allowed = name == "socket" and first_argument & 0xFFFFFFFF in (AF_INET, AF_INET6)
         if is_allowed:
             name = INTERNET_SOCKET
         self._counts[name] = self._counts.get(name, 0) + 1
-        answer = struct.pack("=QqiI", id_, 0, 0 if is_allowed else -errno.EPERM, CONTINUE if is_allowed else 0)
-        try:
-            fcntl.ioctl(self.listener_fd, SEND, answer)
-        except OSError:
-            return
+        self._send(id_, 0 if is_allowed else -errno.EPERM, CONTINUE if is_allowed else 0)
+
+    def _send(self, id_: int, error: int, flags: int) -> None:
+        assert self.listener_fd is not None
+        with contextlib.suppress(OSError):  # who asked was killed meanwhile
+            fcntl.ioctl(self.listener_fd, SEND, struct.pack("=QqiI", id_, 0, error, flags))
 
     def take(self) -> dict[str, int]:
         """The counts so far, and begin anew."""
@@ -70,7 +85,7 @@ class Denials:
         return counts
 
 
-def load_filters(first_path: str, path: str, fallback_path: str, names: dict[int, str]) -> Denials:
+def load_filters(first_path: str, path: str, fallback_path: str, names: dict[int, str], memory_bytes: int) -> Denials:
     """Load the filter that allows, and the one that asks, else the one that refuses; for good, and for all children.
 
     Raises:
@@ -87,7 +102,7 @@ def load_filters(first_path: str, path: str, fallback_path: str, names: dict[int
         _set_filter(fallback_path, 0)
         return Denials({}, None)
     os.set_inheritable(listener_fd, False)
-    return Denials(names, listener_fd)
+    return Denials(names, listener_fd, memory_bytes)
 
 
 def _set_filter(path: str, flags: int) -> int:

@@ -16,12 +16,13 @@ from collections.abc import Callable, Collection, Sequence
 from rollstream.tool_workers.sandbox.inside.channel import Channel
 from rollstream.tool_workers.sandbox.inside.denials import Denials
 from rollstream.tool_workers.sandbox.inside.limits import Limits
-from rollstream.tool_workers.sandbox.inside.usage import descendants, is_zombie, processes_of_namespace
+from rollstream.tool_workers.sandbox.inside.usage import descendants, is_stopped, is_zombie, processes_of_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
     from typing import NoReturn
 
+PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 START_TIMEOUT_S = 5.0
@@ -115,9 +116,6 @@ class Processes:
         ``kept`` ones are stopped instead, with all their threads: nothing of the sandbox runs between calls. If what
         they have started cannot be ended otherwise, they end too.
         """
-        for each in kept:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(each, signal.SIGSTOP)
         exit_code = None
         for attempt in range(KILL_ROUNDS):
             with contextlib.suppress(ChildProcessError):
@@ -150,11 +148,18 @@ class Processes:
             except ProcessLookupError:
                 return False
             return True
-        found = [pid for pid in self.all() if pid not in kept and not is_zombie(pid)]
+        # All at once and every time: whoever still runs may wake the others.
+        for pid in (-1,) if self.is_namespace_init else kept:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        found = self._living_but(kept) or self._living_but(kept)  # one look may miss who forks meanwhile
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        return bool(found)
+        return bool(found) or not all(is_stopped(pid) for pid in kept)
+
+    def _living_but(self, kept: Collection[int]) -> list[int]:
+        return [pid for pid in self.all() if pid not in kept and not is_zombie(pid)]
 
     def _become(
         self,
@@ -169,13 +174,15 @@ class Processes:
         try:
             os.setsid()
             prctl(PR_SET_DUMPABLE, 1)
+            if not self.is_namespace_init:  # a namespace ends with its init; here a stopped program would stay for ever
+                prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             report_fd, *moved = [_copy_above(fd) for fd in (failure_fd, *streams, *(ours for ours, _ in inherited))]
             for source, target in zip(moved, (0, 1, 2, *(to for _, to in inherited))):  # noqa: B905 -- Python 3.9
                 os.dup2(source, target)
             os.closerange(3 + len(inherited), report_fd)
             os.closerange(report_fd + 1, HIGHEST_FD)
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            os.chdir(self._limits.workspace)
+            _enter(self._limits.workspace)
             self._set_limits(cpu_s)
             _REPORT.append(report_fd)
             body()
@@ -188,7 +195,6 @@ class Processes:
             file.write("1000")
         limits = self._limits
         for kind, value in (
-            (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_MEMLOCK, 65536),
             (resource.RLIMIT_MSGQUEUE, 0),
             (resource.RLIMIT_SIGPENDING, PENDING_SIGNALS),
@@ -210,6 +216,15 @@ _REPORT: list[int] = []
 def has_started() -> None:
     """In a child whose body does not replace the process: from here on it is the program."""
     os.close(_REPORT.pop())
+
+
+def _enter(folder: str) -> None:
+    """A workspace that the model has closed to itself is opened again: else its sandbox would look lost."""
+    try:
+        os.chdir(folder)
+    except PermissionError:
+        os.chmod(folder, 0o755)
+        os.chdir(folder)
 
 
 def _copy_above(fd: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import linecache
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -32,6 +33,7 @@ def prepare(workspace: str) -> dict[str, Any]:
     sys.stdout, sys.stderr = text_stream(1), text_stream(2)
     sys.stdin = open(0, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 -- lives on
     sys.argv = [SOURCE_NAME]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path[:] = [workspace, *(path for path in sys.path if not path.endswith(".pyz"))]
     main = type(sys)("__main__")
     sys.modules["__main__"] = main

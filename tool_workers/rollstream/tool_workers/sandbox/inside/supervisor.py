@@ -19,6 +19,8 @@ import json
 import math
 import os
 import re
+import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -46,6 +48,8 @@ if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
 WARM_MODULES = (collections, itertools, math, re)
 """Imported once, so that every Python call starts with them."""
 PACKAGE = "rollstream.tool_workers.sandbox.inside"
+NO_CORE_BYTES = 1
+"""Too little for a file, and the one value at which the kernel dumps into no pipe either; see core(5)."""
 
 
 class Supervisor:
@@ -203,11 +207,16 @@ class Supervisor:
         if long_lived is not None:
             self._processes.kill_one(long_lived.pid)
             long_lived.close()
+        if not self._long_lived:
+            self._denials.shared_bytes = 0
 
     def _kill_all(self, pid: int, *, is_kept: bool = False) -> int | None:
         """Everything but the long-lived ones, which are stopped; one of them whose call has failed is not kept."""
         kept = {each.pid for each in self._long_lived.values() if is_kept or each.pid != pid}
-        return self._processes.kill_all(pid, kept=kept)
+        exit_code = self._processes.kill_all(pid, kept=kept)
+        if not kept:
+            self._denials.shared_bytes = 0
+        return exit_code
 
     def _watch(self, program: Program, output: Output, resources: ResourceWatch) -> str | None:
         flood_bytes = max(self._limits.flood_bytes, output.kept_bytes)
@@ -267,6 +276,13 @@ def _base64(content: bytearray) -> str:
     return binascii.b2a_base64(content, newline=False).decode()
 
 
+def _dump_nothing() -> None:
+    """For good: the filter, loaded afterwards, lets nobody change it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    most = NO_CORE_BYTES if hard == resource.RLIM_INFINITY else min(NO_CORE_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+
+
 def main() -> None:
     """Take the channel (a descriptor of a socket, or ``stdio``) and the limits from the command line."""
     if sys.argv[1] == "stdio":
@@ -279,8 +295,11 @@ def main() -> None:
         os.set_inheritable(fd, False)
         channel = Channel(fd, fd)
     limits = Limits(sys.argv[2])
+    # Python would handle it, and process 1 is deaf only to signals that it does not handle.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     prctl(PR_SET_DUMPABLE, 0)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    _dump_nothing()
     paths = (limits.first_filter_path, limits.filter_path, limits.fallback_filter_path)
-    denials = load_filters(*paths, limits.denied_names)
+    denials = load_filters(*paths, limits.denied_names, limits.memory_bytes)
     Supervisor(channel, limits, denials).serve()

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 PAGE_BYTES = resource.getpagesize()
 OOM_FILES = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 """In containers; bubblewrap's sandboxes do not see them, and the worker looks from outside."""
+MANY_LOCKS_BYTES = 512 * 1024
+"""Of the kernel's list, with about 50 bytes for each."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -31,7 +33,16 @@ def descendants(pid: int) -> list[int]:
 
 def resident_bytes(pid: int) -> int:
     """Resident memory, shared pages included; readable for every process."""
-    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/statm") as file:
+    if own := _resident_bytes(f"/proc/{pid}/statm"):
+        return own
+    with contextlib.suppress(OSError):  # its first thread may have ended: what the others hold is shown only there
+        threads = os.listdir(f"/proc/{pid}/task")
+        return max((_resident_bytes(f"/proc/{pid}/task/{thread}/statm") for thread in threads), default=0)
+    return 0
+
+
+def _resident_bytes(path: str) -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError), open(path) as file:
         return int(file.read().split()[1]) * PAGE_BYTES
     return 0
 
@@ -51,9 +62,17 @@ def cpu_s(pid: int) -> float:
 
 
 def is_zombie(pid: int) -> bool:
-    """Whether it is dead and only waits to be noticed, or is gone."""
+    """Whether it is dead and only waits to be noticed, or is gone; not if only its first thread has ended."""
     fields = _stat_fields(pid)
-    return not fields or fields[0] in ("Z", "X")
+    return not fields or (fields[0] in ("Z", "X") and int(fields[17]) <= 1)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether none of its threads runs or can run before it is told to continue."""
+    with contextlib.suppress(OSError):
+        states = [_stat_fields(f"{pid}/task/{thread}")[:1] for thread in os.listdir(f"/proc/{pid}/task")]
+        return all(state in ([], ["T"], ["Z"], ["X"]) for state in states)
+    return True
 
 
 def used_bytes(folder: str) -> int:
@@ -74,6 +93,32 @@ def open_sockets() -> int:
     return 0
 
 
+def queued_bytes() -> int:
+    """What waits in the stream sockets of the network namespace: in no process's memory, and in no group's on v1."""
+    total = 0
+    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError, ValueError, IndexError), open(path) as file:
+            next(file, None)
+            for line in file:
+                sent, _, received = line.split()[4].partition(":")
+                total += int(sent, 16) + int(received, 16)
+    return total
+
+
+def open_terminals() -> int:
+    """Pseudo-terminals of the sandbox; the kernel has some thousands for all of them together."""
+    with contextlib.suppress(OSError):
+        return len(os.listdir("/dev/pts")) - 1
+    return 0
+
+
+def has_many_locks() -> bool:
+    """Whether the sandbox holds thousands of locks on files: kernel memory that no control group counts."""
+    with contextlib.suppress(OSError), open("/proc/locks", "rb") as file:
+        return len(file.read(MANY_LOCKS_BYTES)) == MANY_LOCKS_BYTES
+    return False
+
+
 def oom_kills() -> int:
     """Processes of our control group that were killed because its memory was used up, as far as it is shown here."""
     for path in OOM_FILES:
@@ -84,7 +129,7 @@ def oom_kills() -> int:
     return 0
 
 
-def _stat_fields(pid: int) -> list[str]:
+def _stat_fields(pid: int | str) -> list[str]:
     """Of ``/proc/<pid>/stat`` from the state on; a name may hold spaces and parentheses."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", errors="replace") as file:
         return file.read().rpartition(")")[2].split()

@@ -13,9 +13,12 @@ from rollstream.tool_workers.sandbox.inside.output import Output
 from rollstream.tool_workers.sandbox.inside.processes import Processes
 from rollstream.tool_workers.sandbox.inside.usage import (
     cpu_s,
+    has_many_locks,
     oom_kills,
     open_sockets,
+    open_terminals,
     proportional_bytes,
+    queued_bytes,
     resident_bytes,
     used_bytes,
     used_files,
@@ -23,6 +26,7 @@ from rollstream.tool_workers.sandbox.inside.usage import (
 
 INTERVAL_S = 0.1
 INPUT_CHUNK_BYTES = 65536
+MAX_TERMINALS = 64
 
 
 class ResourceWatch:
@@ -55,7 +59,9 @@ class ResourceWatch:
         # Only a call that adds files is stopped: the next one must be able to remove them.
         if (files := self._files()) > self._limits.files and files > self._files_before:
             return "files"
-        if self._processes.is_namespace_init and open_sockets() > self._limits.sockets:
+        if self._processes.is_namespace_init and (
+            open_sockets() > self._limits.sockets or open_terminals() > MAX_TERMINALS or has_many_locks()
+        ):
             return "files"
         return None
 
@@ -77,6 +83,8 @@ class ResourceWatch:
             return sum(resident_bytes(pid) for pid in self._processes.all())
         pids = self._processes.all()
         files = sum(used_bytes(path) for path in self._limits.memory_folders)
+        if open_sockets() > 0:
+            files += queued_bytes()
         total = files + sum(resident_bytes(pid) for pid in pids)
         if total > self._limits.memory_bytes:
             total = files + sum(proportional_bytes(pid) for pid in pids)

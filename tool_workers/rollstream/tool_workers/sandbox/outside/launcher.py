@@ -2,7 +2,8 @@
 
 Duty: the worker holds credentials, this process holds none: an empty environment, its own session keyring, no
 descriptors but its socket. Sandboxes are its children and die with it; when the worker's end of the socket closes, it
-ends them all, removes their control groups, and leaves.
+ends them all, removes their control groups, and leaves. What a sandbox leaves dead is its to bury, so that a worker may
+be process 1 of a container.
 
 Requests are JSON with a length before them, answered in order. ``{"spawn": true}`` is answered with the sandbox's
 number and with descriptors: its channel, what it complained, and the files that tell about its control group.
@@ -23,6 +24,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rollstream.tool_workers.sandbox.outside.cgroups import Cgroups, Group, GroupLimits, find_mounts, group_name
@@ -31,6 +33,7 @@ CHANNEL_FD = 10
 FIRST_CONTENT_FD = 11
 SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}
 JOIN_SESSION_KEYRING = 1
+PR_SET_CHILD_SUBREAPER = 36
 MEMORY_OF_THE_SUPERVISOR_BYTES = 48 * 1024 * 1024
 PROCESSES_OF_THE_SUPERVISOR = 8
 REMOVE_INTERVAL_MS = 5
@@ -71,9 +74,9 @@ class Recipe:
 
 @dataclass
 class Child:
-    """A running sandbox."""
+    """A sandbox. ``pid``: of its bwrap; None: that has ended and its number may be another's."""
 
-    pid: int
+    pid: int | None
     group: Group | None
 
 
@@ -86,6 +89,7 @@ class Launcher:
         self._children: dict[int, Child] = {}
         self._leaving: list[Group] = []
         self._number = 0
+        self._deaths = _deaths()
         mounts = find_mounts(Path("/proc/mounts").read_text(), Path("/proc/self/cgroup").read_text())
         self._cgroups: Cgroups | None = None
         if recipe.uses_cgroups:
@@ -97,9 +101,13 @@ class Launcher:
         self._answer({"cgroups": kind, "reason": reason})
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
+        poll.register(self._deaths, select.POLLIN)
         while True:
-            if not poll.poll(REMOVE_INTERVAL_MS if self._leaving else None):
-                self._remove_groups()
+            ready = [fd for fd, _ in poll.poll(REMOVE_INTERVAL_MS if self._leaving else None)]
+            self._remove_groups()
+            if self._deaths.fileno() in ready:
+                self._bury()
+            if self._control.fileno() not in ready:
                 continue
             request = receive(self._control)
             if request is None:
@@ -173,12 +181,25 @@ class Launcher:
             return
         if child.group is not None:
             child.group.kill()
-        with contextlib.suppress(ProcessLookupError):
+        if child.pid is not None:
             os.kill(child.pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
             os.waitpid(child.pid, 0)
         if child.group is not None and not child.group.is_removed():
             self._leaving.append(child.group)
+
+    def _bury(self) -> bool:
+        """Take notice of who has died, sandboxes and processes that they have orphaned; whether nobody lives."""
+        with contextlib.suppress(BlockingIOError):
+            while self._deaths.recv(4096):
+                pass
+        try:
+            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                for child in self._children.values():
+                    if child.pid == pid:
+                        child.pid = None
+        except ChildProcessError:
+            return True
+        return False
 
     def _remove_groups(self) -> None:
         self._leaving = [group for group in self._leaving if not group.is_removed()]
@@ -187,13 +208,13 @@ class Launcher:
         for child in self._children.values():  # all at once, before any is waited for
             if child.group is not None:
                 child.group.kill()
-            with contextlib.suppress(ProcessLookupError):
+            if child.pid is not None:
                 os.kill(child.pid, signal.SIGKILL)
         for number in list(self._children):
             self._end(number)
         for _ in range(LEAVE_ROUNDS):
             self._remove_groups()
-            if not self._leaving:
+            if self._bury() and not self._leaving:
                 break
             select.select([], [], [], REMOVE_INTERVAL_MS / 1000)
         if self._cgroups is not None:
@@ -204,6 +225,22 @@ class Launcher:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         with contextlib.suppress(OSError):  # the worker is gone; the next read says so
             self._control.sendmsg([len(body).to_bytes(4, "big") + body], ancillary)
+
+
+def _deaths() -> socket.socket:
+    """Readable whenever a process has died whose end is ours to notice; orphans of our children are among them."""
+    if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError("this kernel lets no process collect what its children leave")
+    deaths, notice = socket.socketpair()
+    deaths.setblocking(False)
+    notice.setblocking(False)
+    signal.set_wakeup_fd(notice.detach(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, _wake)
+    return deaths
+
+
+def _wake(_number: int, _frame: FrameType | None) -> None:
+    """Having a handler is what makes Python tell of a signal."""
 
 
 def receive(control: socket.socket) -> dict[str, Any] | None:
