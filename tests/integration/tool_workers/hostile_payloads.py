@@ -10,24 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PRELUDE = """
-import ctypes, errno, fcntl, glob, os, resource, signal, socket, struct, subprocess, sys, threading, time
-libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall.restype = ctypes.c_long
-def call(number, *given):
-    ctypes.set_errno(0)
-    result = libc.syscall(ctypes.c_long(number), *[ctypes.c_long(a) if isinstance(a, int) else a for a in given])
-    return result, errno.errorcode.get(ctypes.get_errno(), "0")
-def say(got_out):
-    print("OUT" if got_out else "HELD", flush=True)
-def works(action):
-    try:
-        result = action()
-    except (OSError, MemoryError, ValueError, RuntimeError, subprocess.SubprocessError):
-        return False
-    return result is None or bool(result)
-"""
-
 buffer = "ctypes.create_string_buffer(256)"
 
 FORBIDDEN_CALLS = {

@@ -258,7 +258,9 @@ class Witness:
         for number in {answer["sandbox"] for answer in answers} - {None}:
             ran = self._around.sandboxes[int(number)].ran
             # A task that was given up may have been in the middle of a turn, whose answers the journal never got.
-            if sorted(ran) != wanted and not (trajectory.status == "failed" and set(map(tuple, wanted)) <= set(ran)):
+            of_last_turn = set(ran) - set(wanted) if trajectory.status == "failed" else set[tuple[str, int]]()
+            is_one_turn = len({sample for sample, _ in of_last_turn}) <= 1
+            if not is_one_turn or sorted(ran) != sorted([*wanted, *of_last_turn]):
                 raise Violation(f"I3: sandbox {number} of {id_} ran {ran}, not {wanted}")
 
     def _check_ending(self, id_: str, trajectory: Trajectory) -> None:

@@ -174,7 +174,7 @@ def retriever() -> Iterator[str]:
     Retriever.failures, Retriever.asked, Retriever.may_answer = 1, [], threading.Event()
     Retriever.followed = []
     with ThreadingHTTPServer(("127.0.0.1", 0), Retriever) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         Retriever.may_answer.set()

@@ -5,25 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from attack_cases import SPEECH, Attack
+from attack_cases import Attack
+from hostile_ground import PRELUDE, Outside, WeakenedSpawner, opened
 from kernel_attacks import RIGHTS, UNUSUAL
 from spying_attacks import SPYING
 from supervisor_attacks import FOOLING, SIGNALS, SLOWING
 
 from rollstream.tool_workers.sandbox.replies import SandboxLostError
-from rollstream.tool_workers.sandbox.sandbox import SandboxFactory, SupervisedSandbox
+from rollstream.tool_workers.sandbox.sandbox import SupervisedSandbox
 from rollstream.tool_workers.sandbox.seccomp_filter import seccomp_programs
-from rollstream.tool_workers.sandbox.spawning import BubblewrapSpawner, Spawner, UnsafeLocalSpawner
+from rollstream.tool_workers.sandbox.spawning import BubblewrapSpawner, UnsafeLocalSpawner
 from rollstream.tool_workers.sandbox.system_calls import FORBIDDEN
 from rollstream.tool_workers.settings import MIB, SandboxSettings
 
@@ -39,68 +38,6 @@ FOLDER = Path(__file__).parent
 IS_MACHINES_ROOT = os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]
 
 
-class WeakenedSpawner(BubblewrapSpawner):
-    """A sandbox that lacks one layer."""
-
-    def __init__(self, limits: SandboxSettings, without: str) -> None:
-        super().__init__(limits)
-        self._without = without
-
-    def command(self) -> tuple[list[str], list[bytes]]:
-        line, contents = super().command()
-        if self._without == "filter":
-            place = line.index("--seccomp")
-            del line[place : place + 2]
-            line[-1] = json.dumps(json.loads(line[-1]) | {"filter_path": ""})
-        if self._without == "network":
-            place = line.index("--unshare-all")
-            line[place : place + 1] = ["--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
-        if self._without == "key files":
-            for path in ("/proc/keys", "/proc/key-users"):
-                place = line.index(path)
-                del line[place - 4 : place + 1]
-        return line, contents
-
-
-class Outside:
-    """What of the host an attack would touch, and what it says about being touched."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.chmod(0o755)
-        self.word = uuid.uuid4().hex
-        self.key = f"key-{self.word[:12]}"
-        self.folder = folder
-        self.canary = folder / "canary"
-        self.canary.write_text(self.word)
-        self.victim = subprocess.Popen(["/bin/sleep", "600"])
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.abstract = socket.socket(socket.AF_UNIX)
-        self.abstract.bind(f"\0{self.word}")
-        self.abstract.listen()
-        for each in (self.listener, self.abstract):
-            each.setblocking(False)
-
-    @property
-    def facts(self) -> Mapping[str, object]:
-        port = self.listener.getsockname()[1]
-        return {"word": self.word, "key": self.key, "port": port, "folder": str(self.folder)}
-
-    def is_untouched(self) -> bool:
-        heard = False
-        for each in (self.listener, self.abstract):
-            with suppress(BlockingIOError):
-                each.accept()[0].close()
-                heard = True
-        names = [path.name for path in self.folder.iterdir()]
-        return not heard and names == ["canary"] and self.canary.read_text() == self.word and self.victim.poll() is None
-
-    def close(self) -> None:
-        self.victim.kill()
-        self.victim.wait()
-        self.listener.close()
-        self.abstract.close()
-
-
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Outside]:
     outside = Outside(tmp_path)
@@ -108,22 +45,12 @@ def outside(tmp_path: Path) -> Iterator[Outside]:
     outside.close()
 
 
-@asynccontextmanager
-async def opened(spawner: Spawner) -> AsyncGenerator[SupervisedSandbox]:
-    async with SandboxFactory(spawner, LIMITS, max_running_programs=2) as factory:
-        sandbox = await factory.open()
-        try:
-            yield sandbox
-        finally:
-            await sandbox.close()
-
-
 async def verdict(sandbox: SupervisedSandbox, attack: Attack, facts: Mapping[str, object]) -> str:
-    return (await sandbox.python(SPEECH + attack.code.format(**facts), timeout_s=10)).output
+    return (await sandbox.python(PRELUDE + attack.code.format(**facts), timeout_s=10)).output
 
 
 async def test_every_attack_is_held(outside: Outside) -> None:
-    async with opened(BubblewrapSpawner(LIMITS)) as sandbox:
+    async with opened(BubblewrapSpawner(LIMITS), LIMITS) as sandbox:
         said = {name: await verdict(sandbox, attack, outside.facts) for name, attack in ATTACKS.items()}
         assert (await sandbox.bash("echo alive", timeout_s=10)).output == "alive\n"
     assert {name: output for name, output in said.items() if output != "HELD\n"} == {}
@@ -132,7 +59,7 @@ async def test_every_attack_is_held(outside: Outside) -> None:
 
 @pytest.mark.parametrize("layer", ["filter", "network"])
 async def test_attacks_get_out_where_their_layer_is_missing(layer: str, outside: Outside) -> None:
-    async with opened(WeakenedSpawner(LIMITS, layer)) as sandbox:
+    async with opened(WeakenedSpawner(LIMITS, layer), LIMITS) as sandbox:
         for name, attack in ATTACKS.items():
             if attack.without == layer:
                 assert await verdict(sandbox, attack, outside.facts) == "OUT\n", name
@@ -140,30 +67,30 @@ async def test_attacks_get_out_where_their_layer_is_missing(layer: str, outside:
 
 @pytest.mark.skipif(not IS_MACHINES_ROOT, reason="needs rights to lose: those of the machine's own root")
 async def test_attacks_get_out_without_a_sandbox(outside: Outside) -> None:
-    async with opened(UnsafeLocalSpawner(LIMITS)) as sandbox:
+    async with opened(UnsafeLocalSpawner(LIMITS), LIMITS) as sandbox:
         for name, attack in ATTACKS.items():
             if attack.without == "local":
                 assert await verdict(sandbox, attack, outside.facts) == "OUT\n", name
 
 
 async def test_no_signal_from_inside_reaches_the_supervisor() -> None:
-    async with opened(BubblewrapSpawner(LIMITS)) as sandbox:
+    async with opened(BubblewrapSpawner(LIMITS), LIMITS) as sandbox:
         for name, attack in SIGNALS.items():
-            await sandbox.python(SPEECH + attack.code, timeout_s=10)
+            await sandbox.python(PRELUDE + attack.code, timeout_s=10)
             assert (await sandbox.bash("echo alive", timeout_s=10)).output == "alive\n", name
 
 
 @pytest.mark.parametrize("name", [name for name, attack in SIGNALS.items() if attack.without == "local"])
 async def test_such_signals_end_a_supervisor_that_is_not_process_1(name: str) -> None:
-    async with opened(UnsafeLocalSpawner(LIMITS)) as sandbox:
+    async with opened(UnsafeLocalSpawner(LIMITS), LIMITS) as sandbox:
         with suppress(SandboxLostError):
-            await sandbox.python(SPEECH + SIGNALS[name].code, timeout_s=10)
+            await sandbox.python(PRELUDE + SIGNALS[name].code, timeout_s=10)
         with pytest.raises(SandboxLostError):
             await sandbox.python("import time; time.sleep(0.2)", timeout_s=10)
 
 
 async def test_programs_see_interrupts_as_python_does() -> None:
-    async with opened(BubblewrapSpawner(LIMITS)) as sandbox:
+    async with opened(BubblewrapSpawner(LIMITS), LIMITS) as sandbox:
         code = "import os\ntry:\n    os.kill(os.getpid(), 2)\nexcept KeyboardInterrupt:\n    print('interrupted')"
         assert (await sandbox.python(code, timeout_s=10)).output == "interrupted\n"
         assert (await sandbox.interpreter(code, timeout_s=10)).output == "interrupted\n"
@@ -172,10 +99,10 @@ async def test_programs_see_interrupts_as_python_does() -> None:
 
 async def test_nothing_that_fools_the_supervisor_spoils_the_next_call() -> None:
     wrong: dict[str, object] = {}
-    async with opened(BubblewrapSpawner(LIMITS)) as sandbox:
+    async with opened(BubblewrapSpawner(LIMITS), LIMITS) as sandbox:
         for name, (language, text, causes) in FOOLING.items():
             started = time.monotonic()
-            code = SPEECH + text if language == "python" else text
+            code = PRELUDE + text if language == "python" else text
             execution = await getattr(sandbox, language)(code, timeout_s=0.7)
             if execution.cause not in causes or time.monotonic() - started > 3:
                 wrong[name] = (execution.cause, execution.output[:300])
@@ -200,12 +127,12 @@ async def test_a_program_that_tries_everything_is_counted_and_not_lost() -> None
     code = f"for n in {[*numbers.values()]}: call(n, 0, 0, 0, 0, 0, 0)\n"
     code += "call(56, 0x10000011, 0, 0, 0, 0); call(41, 40, 1, 0); call(302, 1, 7, 0, 0); call(16, 0, 0x5412, 0)\n"
     code += "call(203, 1, 8, 0); call(141, 0, 1, 19); call(251, 1, 1, 0); call(41, 2, 1, 0)"
-    async with opened(BubblewrapSpawner(LIMITS)) as sandbox:
-        tried = await sandbox.python(SPEECH + code, timeout_s=10)
+    async with opened(BubblewrapSpawner(LIMITS), LIMITS) as sandbox:
+        tried = await sandbox.python(PRELUDE + code, timeout_s=10)
         assert tried.denied.keys() >= numbers.keys() | {"clone", "socket", "prlimit64", "ioctl", "internet_socket"}
         assert (await sandbox.bash("echo alive", timeout_s=10)).output == "alive\n"
-    async with opened(WeakenedSpawner(LIMITS, "filter")) as sandbox:
-        tried = await sandbox.python(SPEECH + "call(101, 0, 0, 0, 0)", timeout_s=10)
+    async with opened(WeakenedSpawner(LIMITS, "filter"), LIMITS) as sandbox:
+        tried = await sandbox.python(PRELUDE + "call(101, 0, 0, 0, 0)", timeout_s=10)
         assert tried.denied == {}
 
 
@@ -219,10 +146,10 @@ facts = json.loads(sys.argv[1])
 libc = ctypes.CDLL(None, use_errno=True)
 
 async def said_by(spawner, names):
-    async with suite.opened(spawner) as sandbox:
+    async with suite.opened(spawner, suite.LIMITS) as sandbox:
         said = {{name: await suite.verdict(sandbox, suite.ATTACKS[name], facts) for name in names}}
         for name, attack in suite.SIGNALS.items():
-            await sandbox.python(suite.SPEECH + attack.code, timeout_s=10)
+            await sandbox.python(suite.PRELUDE + attack.code, timeout_s=10)
             said[name] = "HELD\\n" if (await sandbox.bash("echo alive", timeout_s=10)).output == "alive\\n" else "lost"
         return said
 
@@ -270,8 +197,8 @@ async def test_the_host_cannot_be_watched_through_its_programs() -> None:
     )
     heard: dict[str, str] = {}
     for spawner in (BubblewrapSpawner(LIMITS), WeakenedSpawner(LIMITS, "filter")):
-        async with opened(spawner) as sandbox, asyncio.TaskGroup() as group:
-            watching = group.create_task(sandbox.python(SPEECH + code, timeout_s=10))
+        async with opened(spawner, LIMITS) as sandbox, asyncio.TaskGroup() as group:
+            watching = group.create_task(sandbox.python(PRELUDE + code, timeout_s=10))
             while not watching.done():
                 await asyncio.to_thread(subprocess.run, ["/usr/bin/env", "true"], check=True)
             heard[type(spawner).__name__] = watching.result().output

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from attack_cases import SPEECH
+from hostile_ground import PRELUDE, Outside
 from supervisor_attacks import SIGNALS
-from test_attacks import ATTACKS, Outside, pytestmark, verdict
+from test_attacks import ATTACKS, pytestmark, verdict
 from test_sandbox_contract import container_settings, podman
 
 from rollstream.tool_workers.sandbox.levels import build_spawner
@@ -34,7 +34,7 @@ async def test_containers_hold_the_same_attacks(tmp_path: Path) -> None:
             sandbox = await factory.open()
             said = {name: await verdict(sandbox, attack, outside.facts) for name, attack in ATTACKS.items()}
             for name, attack in SIGNALS.items():
-                await sandbox.python(SPEECH + attack.code, timeout_s=10)
+                await sandbox.python(PRELUDE + attack.code, timeout_s=10)
                 assert (await sandbox.bash("echo alive", timeout_s=10)).output == "alive\n", name
             await sandbox.close()
         assert {name for name, output in said.items() if output != "HELD\n"} <= SHOWN_BY_ENGINES

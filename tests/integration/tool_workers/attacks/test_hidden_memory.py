@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from attack_cases import SPEECH
 from hidden_memory import COUNTED, HIDDEN
-from test_attacks import WeakenedSpawner
+from hostile_ground import PRELUDE, WeakenedSpawner, opened
 
 from rollstream.tool_workers.sandbox.replies import Execution
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory, SupervisedSandbox
-from rollstream.tool_workers.sandbox.spawning import BubblewrapSpawner, Spawner
+from rollstream.tool_workers.sandbox.spawning import BubblewrapSpawner
 from rollstream.tool_workers.settings import MIB, SandboxSettings
 
 pytestmark = pytest.mark.sandbox
@@ -57,21 +56,11 @@ async def taken_by(sandbox: SupervisedSandbox, code: str) -> tuple[Execution, in
     """How it went, and the most host memory that was missing meanwhile."""
     before = most = await settled_bytes()
     async with asyncio.TaskGroup() as group:
-        running = group.create_task(sandbox.python(SPEECH + code, timeout_s=12))
+        running = group.create_task(sandbox.python(PRELUDE + code, timeout_s=12))
         while not running.done():
             most = min(most, available_bytes())
             await asyncio.wait([running], timeout=LOOK_S)
     return running.result(), before - most
-
-
-@asynccontextmanager
-async def opened(spawner: Spawner, limits: SandboxSettings) -> AsyncGenerator[SupervisedSandbox]:
-    async with SandboxFactory(spawner, limits, max_running_programs=2) as factory:
-        sandbox = await factory.open()
-        try:
-            yield sandbox
-        finally:
-            await sandbox.close()
 
 
 @pytest.mark.parametrize("enforcement", ["any", "watch"])
@@ -102,7 +91,7 @@ async def test_with_a_higher_limit_it_is_taken_and_seen_from_outside(name: str) 
 @pytest.mark.parametrize("name", COUNTED)
 async def test_too_many_things_of_the_kernel_end_a_call(name: str) -> None:
     async with opened(BubblewrapSpawner(TIGHT), TIGHT) as sandbox:
-        execution = await sandbox.python(SPEECH + COUNTED[name], timeout_s=12)
+        execution = await sandbox.python(PRELUDE + COUNTED[name], timeout_s=12)
         assert execution.cause == "files", execution
         cleaned = await sandbox.bash("rm -rf /workspace/* /tmp/*; echo clean", timeout_s=10)
         assert cleaned.output.endswith("clean\n")
@@ -123,7 +112,7 @@ def pool_of_huge_pages() -> Iterator[None]:
 
 async def test_the_machines_huge_pages_are_not_for_sandboxes(pool_of_huge_pages: None) -> None:
     code = (
-        SPEECH
+        PRELUDE
         + "for kind in (1, 2): say(works(lambda: bool(mmap.mmap(-1, 2 << 20, flags=kind | 0x40020).write(b'x'))))"
     )
     said: list[str] = []
@@ -143,14 +132,14 @@ async def test_a_few_of_them_are_honest() -> None:
     )
     async with opened(BubblewrapSpawner(TIGHT), TIGHT) as sandbox:
         for _ in range(12):  # what was shared by earlier calls does not count against later ones
-            execution = await sandbox.python(SPEECH + honest, timeout_s=12)
+            execution = await sandbox.python(PRELUDE + honest, timeout_s=12)
             assert (execution.output, execution.cause) == ("END\n", None)
 
 
 async def test_one_sandbox_cannot_take_the_terminals_of_another() -> None:
     async with SandboxFactory(BubblewrapSpawner(TIGHT), TIGHT, max_running_programs=2) as factory:
         greedy, modest = await factory.open(), await factory.open()
-        taking = asyncio.create_task(greedy.python(SPEECH + COUNTED["terminals"], timeout_s=12))
+        taking = asyncio.create_task(greedy.python(PRELUDE + COUNTED["terminals"], timeout_s=12))
         assert (await taking).cause == "files"
         assert (await modest.python("import os; print(len(os.openpty()))", timeout_s=10)).output == "2\n"
         await greedy.close()

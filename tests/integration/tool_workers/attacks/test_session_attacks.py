@@ -6,12 +6,12 @@ import asyncio
 import os
 import select
 import uuid
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from attack_cases import SPEECH
+from hostile_ground import PRELUDE, opened
 from session_attacks import INTERPRETER, LEFT_RUNNING, SHELL, WOKEN
 
 from rollstream.tool_workers.sandbox.levels import build_spawner
@@ -23,19 +23,9 @@ pytestmark = pytest.mark.sandbox
 LIMITS = SandboxSettings(memory_bytes=128 * MIB, processes=32, flood_bytes=100_000, output_bytes=4000)
 
 
-@asynccontextmanager
-async def opened() -> AsyncGenerator[SupervisedSandbox]:
-    async with SandboxFactory(build_spawner("bwrap", LIMITS), LIMITS, max_running_programs=2) as factory:
-        sandbox = await factory.open()
-        try:
-            yield sandbox
-        finally:
-            await sandbox.close()
-
-
 async def test_a_shell_is_usable_after_whatever_was_done_to_it() -> None:
     wrong: dict[str, object] = {}
-    async with opened() as sandbox:
+    async with opened(build_spawner("bwrap", LIMITS), LIMITS) as sandbox:
         for name, command in SHELL.items():
             await sandbox.shell(command, timeout_s=1)
             said = [await sandbox.shell('echo "$((6 * 7))"', timeout_s=1) for _ in range(3)]
@@ -48,7 +38,7 @@ async def test_a_shell_is_usable_after_whatever_was_done_to_it() -> None:
 
 async def test_an_interpreter_is_usable_after_whatever_was_done_to_it() -> None:
     wrong: dict[str, object] = {}
-    async with opened() as sandbox:
+    async with opened(build_spawner("bwrap", LIMITS), LIMITS) as sandbox:
         for name, source in INTERPRETER.items():
             await sandbox.interpreter(source, timeout_s=1)
             said = [await sandbox.interpreter("6 * 7", timeout_s=1) for _ in range(3)]
@@ -62,7 +52,7 @@ async def test_an_interpreter_is_usable_after_whatever_was_done_to_it() -> None:
 
 def marked(mark: str) -> str:
     """The words ``run`` and ``tick`` of payloads: both show on the host and in a file."""
-    return SPEECH + (
+    return PRELUDE + (
         f"import os\nlibc.prctl(15, {mark.encode()!r}, 0, 0, 0)\n"
         "def tick():\n    with open('/workspace/ticks', 'a') as f: f.write('x')\n"
         f"def run():\n    libc.prctl(15, {mark.encode()!r}, 0, 0, 0)\n"
@@ -85,7 +75,7 @@ def seen_on_the_host(mark: str) -> int:
 @pytest.mark.parametrize("name", LEFT_RUNNING)
 async def test_nothing_is_left_running_by_a_call(name: str, is_session: bool) -> None:
     mark = f"m{uuid.uuid4().hex[:12]}"
-    async with opened() as sandbox:
+    async with opened(build_spawner("bwrap", LIMITS), LIMITS) as sandbox:
         if is_session:  # then its shell and interpreter live on, and all others have to be found one by one
             await sandbox.interpreter("x = 1", timeout_s=5)
             await sandbox.shell("x=1", timeout_s=5)
@@ -100,7 +90,7 @@ async def test_nothing_is_left_running_by_a_call(name: str, is_session: bool) ->
 
 async def test_an_interpreter_that_children_wake_is_stopped_between_calls_all_the_same() -> None:
     mark = f"m{uuid.uuid4().hex[:12]}"
-    async with opened() as sandbox:
+    async with opened(build_spawner("bwrap", LIMITS), LIMITS) as sandbox:
         for _ in range(3):
             woken = await sandbox.interpreter(marked(mark) + WOKEN, timeout_s=5)
             assert woken.cause is None
@@ -113,7 +103,7 @@ async def test_one_who_runs_is_seen_on_the_host() -> None:
     """The control of the tests above."""
     mark = f"m{uuid.uuid4().hex[:12]}"
     seen: set[bool] = set()
-    async with opened() as sandbox:
+    async with opened(build_spawner("bwrap", LIMITS), LIMITS) as sandbox:
         await sandbox.python("print('warm')", timeout_s=5)
         await watched(sandbox, marked(mark) + "run()", lambda: seen.add(seen_on_the_host(mark) > 0))
     assert True in seen
