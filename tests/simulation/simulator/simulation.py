@@ -40,6 +40,7 @@ class Simulation:
             (clients, "AIOKafkaProducer", _bound(SimulatedProducer, self.cluster)),
             (clients, "AIOKafkaConsumer", _bound(SimulatedConsumer, self.cluster)),
             (clients, "AIOKafkaAdminClient", _bound(SimulatedAdmin, self.cluster)),
+            (clients, "abandon", _leave_nothing),
             (intake, "InstanceLock", _HostOfItsOwn),
         ]
         disabled = logging.root.manager.disable
@@ -136,6 +137,10 @@ class _HostOfItsOwn:
 
 def _bound(client: type[Any], cluster: Cluster) -> type[Any]:
     return type(client.__name__, (client,), {"cluster": cluster})
+
+
+def _leave_nothing(_: object) -> None:
+    """Simulated clients have no connections and no tasks of their own."""
 
 
 def _silent(_: str) -> None:

@@ -24,10 +24,6 @@ class FakeProducer:
     def __init__(self, plan: list[Exception | tuple[Exception] | int]) -> None:
         self.plan = plan
         self.accepted = 0
-        self.client = self
-
-    async def close(self) -> None:
-        """There are no connections."""
 
     async def partitions_for(self, topic: str) -> set[int]:
         return {0}
@@ -44,9 +40,6 @@ class FakeProducer:
             outcome.set_exception(step[0])
         return outcome
 
-    async def stop(self) -> None:
-        pass
-
 
 class PlannedPublisher(Publisher):
     def __init__(self, *plan: Exception | tuple[Exception] | int) -> None:
@@ -56,6 +49,9 @@ class PlannedPublisher(Publisher):
     async def __aenter__(self) -> PlannedPublisher:
         self._started = self.producer  # pyright: ignore[reportAttributeAccessIssue]  -- stands in for aiokafka's
         return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """There is nothing to stop."""
 
     async def _renew(self, failed: AIOKafkaProducer) -> None:
         pass

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, ProducerClosed
 
+from rollstream.schemas.errors import TransientError
+from rollstream.schemas.tools import ToolResult
+from rollstream.transport import publisher as publishing
 from rollstream.transport.clients import stop_quietly
+from rollstream.transport.publisher import Publisher
+from rollstream.transport.settings import KafkaSettings
 
 
 async def cancel_oneself() -> None:
@@ -54,3 +60,34 @@ async def test_the_caller_can_be_cancelled_meanwhile() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await stopping
+
+
+class ClosedProducer:
+    async def partitions_for(self, _: str) -> set[int]:
+        return {0}
+
+    async def send(self, *_: Any, **__: Any) -> None:
+        raise ProducerClosed
+
+
+async def test_what_is_still_published_when_a_publisher_was_left_starts_no_further_producer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[ClosedProducer] = []
+
+    async def start(*_: Any, **__: Any) -> ClosedProducer:
+        started.append(ClosedProducer())
+        return started[-1]
+
+    async def stop(*_: Any, **__: Any) -> None:
+        pass
+
+    monkeypatch.setattr(publishing, "start_producer", start)
+    monkeypatch.setattr(publishing, "stop_producer", stop)
+    async with Publisher(KafkaSettings(bootstrap="nowhere:1")) as publisher:
+        pass
+    with pytest.raises(TransientError, match="ProducerClosed"):
+        await publisher.publish(
+            ToolResult(call_id="a", session_id=None, status="ok", content="x"), key="a", deadline_s=0.05
+        )
+    assert len(started) == 1

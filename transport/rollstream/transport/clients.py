@@ -30,12 +30,14 @@ from aiokafka.errors import (
 )
 
 from rollstream.schemas.errors import SettingsError, TopicDeniedError, TransientError
+from rollstream.transport.abandoned_clients import abandon, own_connections
 from rollstream.transport.closed_connections import tell_closed_connections
 from rollstream.transport.settings import KafkaSettings
 
 logger = logging.getLogger(__name__)
 
 tell_closed_connections()
+own_connections()
 
 Profile = Literal["durable", "rpc"]
 """``durable``: nothing acknowledged is lost, for trajectories, tasks, journal and tool calls. ``rpc``: milliseconds
@@ -148,7 +150,7 @@ async def start_admin(kafka: KafkaSettings) -> AIOKafkaAdminClient:
         TransientError: no broker answered within ``start_timeout_s``.
         SettingsError: the login was refused.
     """
-    return await _start(kafka, lambda: AIOKafkaAdminClient(**_connection(kafka)), AIOKafkaAdminClient.close)
+    return await _start(kafka, lambda: AIOKafkaAdminClient(**_connection(kafka)), stop_admin)
 
 
 @asynccontextmanager
@@ -167,7 +169,7 @@ async def admin_client(kafka: KafkaSettings) -> AsyncGenerator[AIOKafkaAdminClie
     except KafkaError as error:
         raise TransientError(f"a request to Kafka at {kafka.bootstrap!r} failed: {error!r}; try again") from error
     finally:
-        await stop_quietly(client.close())
+        await stop_admin(client)
 
 
 def denied(error: KafkaError, kafka: KafkaSettings) -> SettingsError:
@@ -243,7 +245,7 @@ async def _start(
                 failure = error
         finally:
             if not started:
-                await stop_quietly(stop(client))
+                await stop(client)
         await asyncio.sleep(max(0.0, min(retry_s, deadline - time.monotonic())))
         retry_s = min(2 * retry_s, MAX_RETRY_S)
     raise unreachable(failure, kafka, allowed_s) from failure
@@ -265,22 +267,37 @@ async def stop_quietly(stopping: Awaitable[None], *, timeout_s: float = STOP_TIM
 
 
 async def stop_consumer(consumer: AIOKafkaConsumer, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
-    """Stop a consumer, leaving its group; never raises, and returns within about ``timeout_s``.
+    """Stop a consumer, leaving its group; never raises, and returns within about twice ``timeout_s``.
 
     With a broker that is away, the consumer's own ``stop`` ends in the cancellation of its pending fetches and leaves
-    its connections open.
+    its connections open; so does a caller that is cancelled meanwhile. Nothing of it is left in any case.
     """
-    await stop_quietly(consumer.stop(), timeout_s=timeout_s)
+    try:
+        await stop_quietly(consumer.stop(), timeout_s=timeout_s)
+    finally:
+        abandon(consumer)
     await stop_quietly(consumer._client.close(), timeout_s=timeout_s)  # pyright: ignore[reportPrivateUsage]  -- no public way
 
 
 async def stop_producer(producer: AIOKafkaProducer, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
     """Stop a producer; never raises, and returns within about twice ``timeout_s``, its connections closed.
 
-    With a broker that is away or slow, the producer's own ``stop`` waits for what is in flight and is cut off there.
+    With a broker that is away or slow, the producer's own ``stop`` waits for what is in flight and is cut off there;
+    a caller that is cancelled meanwhile cuts it off, too. Nothing of it is left in any case.
     """
-    await stop_quietly(producer.stop(), timeout_s=timeout_s)
+    try:
+        await stop_quietly(producer.stop(), timeout_s=timeout_s)
+    finally:
+        abandon(producer)
     await stop_quietly(producer.client.close(), timeout_s=timeout_s)
+
+
+async def stop_admin(client: AIOKafkaAdminClient, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Stop an admin client; never raises, and returns within about ``timeout_s``. Nothing of it is left."""
+    try:
+        await stop_quietly(client.close(), timeout_s=timeout_s)
+    finally:
+        abandon(client)
 
 
 async def require_topics(kafka: KafkaSettings, *topics: str) -> None:

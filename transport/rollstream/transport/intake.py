@@ -112,26 +112,29 @@ class GroupIntake:
         self._consumer: AIOKafkaConsumer | None = None
 
     async def __aenter__(self) -> GroupIntake:
-        if self._instance_id is not None:
-            self._stack.enter_context(InstanceLock(self._group_id, self._instance_id))
-        self._consumer = await start_consumer(
-            self._kafka,
-            *self._topics,
-            group_id=self._group_id,
-            instance_id=self._instance_id,
-            auto_offset_reset="earliest",
-            listener=_Listener(self),
-        )
+        async with AsyncExitStack() as stack:
+            if self._instance_id is not None:
+                stack.enter_context(InstanceLock(self._group_id, self._instance_id))
+            self._consumer = await start_consumer(
+                self._kafka,
+                *self._topics,
+                group_id=self._group_id,
+                instance_id=self._instance_id,
+                auto_offset_reset="earliest",
+                listener=_Listener(self),
+            )
+            stack.push_async_callback(stop_consumer, self._consumer, timeout_s=LEAVE_S)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        consumer = self._started
-        await self._commit_within(LEAVE_S)
-        self._gate_is_open = False
-        await stop_consumer(consumer, timeout_s=LEAVE_S)
-        await self._stack.aclose()
+        async with self._stack:
+            try:
+                await self._commit_within(LEAVE_S)
+            finally:
+                self._gate_is_open = False
 
     @property
     def partitions(self) -> frozenset[TopicPartition]:

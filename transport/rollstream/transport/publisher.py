@@ -95,14 +95,17 @@ class Publisher:
         self._checked: set[tuple[str, int | None]] = set()
         self._renewing = asyncio.Lock()
         self._started: AIOKafkaProducer | None = None
+        self._is_left = False
 
     async def __aenter__(self) -> Publisher:
         self._started = await start_producer(self._kafka, profile=self._profile)
+        self._is_left = False
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        self._is_left = True  # what is still in flight fails now, and nobody would stop another producer
         await stop_producer(self._producer, timeout_s=LEAVE_S)
 
     async def publish(
@@ -222,7 +225,7 @@ class Publisher:
     async def _renew(self, failed: AIOKafkaProducer) -> None:
         """Replace a producer that cannot go on: after a refused batch the broker takes no further numbers from it."""
         async with self._renewing:
-            if self._started is failed:
+            if self._started is failed and not self._is_left:
                 self._started = await start_producer(self._kafka, profile=self._profile)
                 await stop_producer(failed)
 
