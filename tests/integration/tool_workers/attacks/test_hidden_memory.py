@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hidden_memory import COUNTED, HIDDEN
+from hidden_memory import COUNTED, HELD_S, HIDDEN
 from hostile_ground import PRELUDE, WeakenedSpawner, opened
 
 from rollstream.tool_workers.sandbox.replies import Execution
@@ -96,6 +96,42 @@ async def test_too_many_things_of_the_kernel_end_a_call(name: str) -> None:
         cleaned = await sandbox.bash("rm -rf /workspace/* /tmp/*; echo clean", timeout_s=10)
         assert cleaned.output.endswith("clean\n")
         assert (await sandbox.python("import os; print(os.openpty() != ())", timeout_s=10)).output == "True\n"
+
+
+async def test_page_tables_count_as_memory() -> None:
+    """One touched page in each 2 MiB, given back at once: nothing is left but the tables."""
+    code = PRELUDE + (
+        "pids = []\nfor _ in range(32):\n"
+        "    pids.append(os.fork())\n"
+        "    if pids[-1] == 0:\n"
+        "        m = mmap.mmap(-1, 3 << 30, flags=0x4022)\n"
+        "        for n in range(0, 3 << 30, 2 << 20): m[n] = 1\n"
+        f"        m.madvise(mmap.MADV_DONTNEED); time.sleep({4 * HELD_S}); os._exit(0)\n"
+        f"time.sleep({2 * HELD_S})\nprint('END')"
+    )
+    causes: list[str | None] = []
+    for limits in (TIGHT, ROOMY):
+        async with opened(BubblewrapSpawner(limits), limits) as sandbox:
+            causes.append((await sandbox.python(code, timeout_s=12)).cause)
+    assert causes == ["memory", None]
+
+
+async def test_processes_that_take_long_to_end_do_not_lose_the_sandbox() -> None:
+    """What they map many times is one small file, so it is no memory; the kernel has to take it apart all the same."""
+    code = PRELUDE + (
+        "with open('/tmp/big', 'wb') as f: f.write(bytes(30 << 20))\n"
+        "f = os.open('/tmp/big', os.O_RDONLY)\n"
+        "for _ in range(40):\n"
+        "    if os.fork() == 0:\n"
+        "        kept = [mmap.mmap(f, 30 << 20, flags=0x8002, prot=1) for _ in range(80)]\n"
+        "        time.sleep(100)\n"
+        "time.sleep(1)"
+    )
+    limits = SandboxSettings()
+    async with opened(BubblewrapSpawner(limits), limits) as sandbox:
+        execution = await sandbox.python(code, timeout_s=20)
+        assert execution.cause is None, execution
+        assert (await sandbox.bash("echo alive", timeout_s=10)).output == "alive\n"
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from rollstream.tool_workers.sandbox.replies import (
 from rollstream.tool_workers.sandbox.spawning import Enforcement, Spawner, SupervisorProcess
 from rollstream.tool_workers.settings import SandboxSettings
 
-GRACE_S = 3.0
+GRACE_S = 25.0
+"""Longer than the supervisor takes at most to end what a call has started."""
 """Time a supervisor gets beyond a program's time limit to kill everything and answer."""
 BASH = "/bin/bash"
 LONG_LIVED = Literal["shell", "interpreter"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import math
 import os
 import resource
@@ -27,7 +28,8 @@ PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 START_TIMEOUT_S = 5.0
 FAILED_TO_START = 71
-KILL_ROUNDS = 2000
+KILL_WITHIN_S = 20.0
+"""Many processes with large page tables take the kernel seconds to end, and that is no reason to lose a sandbox."""
 KILL_PAUSE_S = 0.0005
 ROUNDS_FOR_THE_KEPT = 100
 """After so many rounds a program that should be kept is not worth more tries."""
@@ -117,7 +119,8 @@ class Processes:
         they have started cannot be ended otherwise, they end too.
         """
         exit_code = None
-        for attempt in range(KILL_ROUNDS):
+        deadline = time.monotonic() + KILL_WITHIN_S
+        for attempt in itertools.count():
             with contextlib.suppress(ChildProcessError):
                 while True:
                     reaped, status = os.waitpid(-1, os.WNOHANG)
@@ -127,6 +130,8 @@ class Processes:
                         exit_code = os.waitstatus_to_exitcode(status)
             if not self._kill_once(kept if attempt < ROUNDS_FOR_THE_KEPT else ()):
                 return exit_code
+            if time.monotonic() > deadline:
+                break
             time.sleep(KILL_PAUSE_S)
         os._exit(70)  # a sandbox that cannot be emptied is not used again
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 from collections.abc import Iterable
 
-PAGE_BYTES = resource.getpagesize()
 OOM_FILES = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 """In containers; bubblewrap's sandboxes do not see them, and the worker looks from outside."""
 MANY_LOCKS_BYTES = 512 * 1024
@@ -32,27 +30,38 @@ def descendants(pid: int) -> list[int]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory, shared pages included; readable for every process."""
-    if own := _resident_bytes(f"/proc/{pid}/statm"):
+    """Resident memory, shared pages included, and page tables; readable for every process."""
+    return sum(_memory_facts(pid))
+
+
+def _memory_facts(pid: int) -> tuple[int, int]:
+    """Resident memory and page tables, which may be large where nothing is resident any more."""
+    if any(own := _memory_facts_of(f"/proc/{pid}/status")):
         return own
     with contextlib.suppress(OSError):  # its first thread may have ended: what the others hold is shown only there
         threads = os.listdir(f"/proc/{pid}/task")
-        return max((_resident_bytes(f"/proc/{pid}/task/{thread}/statm") for thread in threads), default=0)
-    return 0
+        return max((_memory_facts_of(f"/proc/{pid}/task/{thread}/status") for thread in threads), default=(0, 0))
+    return 0, 0
 
 
-def _resident_bytes(path: str) -> int:
-    with contextlib.suppress(OSError, ValueError, IndexError), open(path) as file:
-        return int(file.read().split()[1]) * PAGE_BYTES
-    return 0
+def _memory_facts_of(path: str) -> tuple[int, int]:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        text = file.read()
+        return _kibibytes(text, b"VmRSS:") * 1024, _kibibytes(text, b"VmPTE:") * 1024
+    return 0, 0
+
+
+def _kibibytes(text: bytes, name: bytes) -> int:
+    _, found, rest = text.partition(b"\n" + name)  # at the start of a line: a process may be named like anything
+    return int(rest.split(None, 1)[0]) if found else 0
 
 
 def proportional_bytes(pid: int) -> int:
-    """Resident memory with shared pages divided among those who share them."""
+    """Resident memory with shared pages divided among those who share them, and page tables."""
     with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/smaps_rollup") as file:
         for line in file:
             if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+                return int(line.split()[1]) * 1024 + _memory_facts(pid)[1]
     return resident_bytes(pid)
 
 
