@@ -120,6 +120,23 @@ async def test_whoever_forges_the_end_of_its_call_ends_its_own_call(sandbox: Sup
     assert (await sandbox.interpreter("'next'", timeout_s=10)).output == "'next'\n"
 
 
+async def test_no_end_of_a_call_can_be_smuggled_into_its_text(sandbox: SupervisedSandbox) -> None:
+    for run in (sandbox.shell, sandbox.interpreter):
+        with pytest.raises(ValueError, match="NUL"):
+            await run("echo a\0word\0echo b", timeout_s=5)
+    assert (await sandbox.shell("echo a", timeout_s=5)).output == "a\n"
+
+
+async def test_a_forged_exit_code_is_none_of_a_program(sandbox: SupervisedSandbox) -> None:
+    forged = (
+        "import os, sys\nframe = sys._getframe()\nwhile 'word' not in frame.f_locals: frame = frame.f_back\n"
+        "os.write(4, frame.f_locals['word'].encode() + b' ' + b'9' * 100 + bytes(1))\nwhile True: pass"
+    )
+    execution = await sandbox.interpreter(forged, timeout_s=5)
+    assert execution.exit_code is None or execution.exit_code < 256
+    assert execution.is_restarted
+
+
 async def test_a_restart_forgets(sandbox: SupervisedSandbox) -> None:
     await sandbox.shell("x=1", timeout_s=10)
     await sandbox.restart("shell")

@@ -82,6 +82,26 @@ LEFT_RUNNING = {
 }
 """Started by a call; ``run`` goes on for ever, ``tick`` makes a mark, and both bear a name that is looked for outside."""
 
+WAKES_ITSELF = {
+    "a timer": (
+        "event = ctypes.create_string_buffer(64); struct.pack_into('Qii', event, 0, 0, signal.SIGCONT, 0); number = ctypes.c_int()\n"
+        "call(222, 1, event, ctypes.byref(number)); call(223, number.value, 0, (ctypes.c_long * 4)(0, 2_000_000, 0, 200_000_000), 0)"
+    ),
+    "a connection": (
+        "server = socket.create_server(('127.0.0.1', 0)); a = socket.create_connection(server.getsockname()); b, _ = server.accept()\n"
+        "a.setsockopt(6, 18, 200); fcntl.fcntl(a, fcntl.F_SETOWN, os.getpid()); fcntl.fcntl(a, 10, signal.SIGCONT); a.setblocking(False)\n"
+        "with contextlib.suppress(OSError):\n    while True: a.send(bytes(1 << 20))\n"
+        "fcntl.fcntl(a, fcntl.F_SETFL, fcntl.fcntl(a, fcntl.F_GETFL) | os.O_ASYNC)"
+    ),
+    "a timer that stops it again": (
+        "event = ctypes.create_string_buffer(64); struct.pack_into('Qii', event, 0, 0, signal.SIGCONT, 0); number = ctypes.c_int()\n"
+        "def again():\n    while True: time.sleep(0.0005); os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "call(222, 1, event, ctypes.byref(number)); call(223, number.value, 0, (ctypes.c_long * 4)(0, 2_000_000, 0, 200_000_000), 0)\n"
+        "threading.Timer(0.1, again).start()"
+    ),
+}
+"""In the session's interpreter: the kernel wakes it although nobody else lives."""
+
 WOKEN = (
     "me = os.getpid()\nfor _ in range(3):\n    if os.fork() == 0:\n        os.setsid()\n        while True: os.kill(me, 18)\n"
     "threading.Thread(target=run, daemon=True).start()\ntime.sleep(0.1)"

@@ -22,6 +22,17 @@ SPYING = {
     ),
     "read what process 1 has mapped": Attack("say(any(works(lambda n=n: open('/proc/%d/%s' % (os.getppid(), n), 'rb').read(1)) for n in ('maps', 'auxv', 'io', 'syscall', 'pagemap', 'smaps', 'stack')))", "local"),
     "follow what process 1 has open": Attack("say(any(works(lambda n=n: os.readlink('/proc/%d/%s' % (os.getppid(), n))) for n in ('exe', 'root', 'cwd', 'ns/net', 'fd/0')))", "local"),
+    "hear who reads a file": Attack(
+        "f = os.open('/usr/bin/perl', os.O_RDONLY); size = os.fstat(f).st_size & -4096\nos.posix_fadvise(f, 0, 0, 1)\n"
+        "def is_kept():\n    return works(lambda: os.preadv(f, [bytearray(64)], size - 4096, os.RWF_NOWAIT))\n"
+        "os.pread(f, 64, size - 4096); os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED); time.sleep(0.1)\nwas_kept = is_kept()\n"
+        "os.pread(f, 64, size - 4096)\nsay(is_kept() and not was_kept)",
+        "filter",
+    ),
+    "make the host write a file of its": Attack(
+        "say(any(call(n, -1, 0, 0, 0)[1] == 'EBADF' for n in (74, 75, 277)))",
+        "filter",
+    ),
     "make the host write its disks": Attack("say(call(162)[1] != 'ENOSYS')", "filter"),
     "make one file system of the host write": Attack("say(call(306, os.open('/usr', os.O_RDONLY))[1] != 'ENOSYS')", "filter"),
     "find the worker's folder": Attack("say(any({folder!r} in p for p in (*os.environ.values(), *sys.path, os.getcwd(), open('/proc/self/mountinfo').read())))"),

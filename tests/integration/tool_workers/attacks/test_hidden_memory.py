@@ -116,6 +116,50 @@ async def test_page_tables_count_as_memory() -> None:
     assert causes == ["memory", None]
 
 
+async def test_mappings_count_as_memory() -> None:
+    code = PRELUDE + (
+        "libc.mmap.restype = ctypes.c_void_p\n"
+        "libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]\n"
+        "for _ in range(20):\n"
+        "    if os.fork() == 0:\n"
+        "        a = libc.mmap(None, ctypes.c_size_t(40000 * 4096), 0, 0x22, -1, 0)\n"
+        "        for n in range(0, 40000, 2): libc.mprotect(a + n * 4096, 4096, 1)\n"
+        f"        time.sleep({8 * HELD_S}); os._exit(0)\n"
+        f"time.sleep({4 * HELD_S})\nprint('END')"
+    )
+    causes: list[str | None] = []
+    for limits in (TIGHT, ROOMY):
+        async with opened(BubblewrapSpawner(limits), limits) as sandbox:
+            causes.append((await sandbox.python(code, timeout_s=12)).cause)
+    assert causes == ["memory", None]
+
+
+async def test_memory_that_takes_long_to_look_at_ends_the_call_and_not_the_session() -> None:
+    """Each of many busy processes maps one file many times, so that to count it once takes the kernel long."""
+    limits = SandboxSettings(memory_enforcement="watch")
+    code = PRELUDE + (
+        "with open('/tmp/big', 'wb') as f: f.write(bytes(30 << 20))\n"
+        "f = os.open('/tmp/big', os.O_RDONLY)\n"
+        "for _ in range(50):\n"
+        "    if os.fork() == 0:\n"
+        "        kept = [mmap.mmap(f, 30 << 20, flags=0x8002, prot=1) for _ in range(60)]; os.setsid()\n"
+        "        while True: pass\n"
+        "time.sleep(100)"
+    )
+    async with opened(BubblewrapSpawner(limits), limits) as sandbox:
+        started = time.monotonic()
+        execution = await sandbox.python(code, timeout_s=40)
+        assert execution.cause == "memory"
+        assert time.monotonic() - started < 20
+        assert (await sandbox.bash("echo alive", timeout_s=10)).output == "alive\n"
+
+
+async def test_a_refused_mapping_does_not_stand_in_the_way_of_later_ones() -> None:
+    code = PRELUDE + "say(works(lambda: mmap.mmap(-1, 3 << 30)))\nsay(works(lambda: mmap.mmap(-1, 4096)))"
+    async with opened(BubblewrapSpawner(TIGHT), TIGHT) as sandbox:
+        assert (await sandbox.python(code, timeout_s=10)).output == "HELD\nOUT\n"
+
+
 async def test_processes_that_take_long_to_end_do_not_lose_the_sandbox() -> None:
     """What they map many times is one small file, so it is no memory; the kernel has to take it apart all the same."""
     code = PRELUDE + (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from hostile_ground import PRELUDE, opened
-from session_attacks import INTERPRETER, LEFT_RUNNING, SHELL, WOKEN
+from session_attacks import INTERPRETER, LEFT_RUNNING, SHELL, WAKES_ITSELF, WOKEN
 
 from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory, SupervisedSandbox
@@ -64,10 +65,9 @@ def marked(mark: str) -> str:
 def seen_on_the_host(mark: str) -> int:
     """Threads of that name that are neither dead nor stopped."""
     found = 0
-    for path in Path("/proc").glob("[0-9]*/task/*/stat"):
-        with suppress(OSError):
-            name, _, rest = path.read_text().partition("(")[2].rpartition(")")
-            found += name == mark and rest.split()[0] not in "TtZX"
+    for text in stats_of_all_threads():
+        name, _, rest = text.partition("(")[2].rpartition(")")
+        found += name == mark and rest.split()[0] not in "TtZX"
     return found
 
 
@@ -97,6 +97,39 @@ async def test_an_interpreter_that_children_wake_is_stopped_between_calls_all_th
             assert seen_on_the_host(mark) == 0
         grown = [(await sandbox.bash("stat -c %s ticks; sleep 0.2", timeout_s=5)).output for _ in range(2)]
         assert grown[0] == grown[1]
+
+
+@pytest.mark.parametrize("name", WAKES_ITSELF)
+async def test_an_interpreter_that_the_kernel_wakes_is_ended(name: str) -> None:
+    mark = f"m{uuid.uuid4().hex[:12]}"
+    running = "threading.Thread(target=run, daemon=True).start()\n"
+    async with opened(build_spawner("bwrap", LIMITS), LIMITS) as sandbox:
+        await sandbox.shell("x=5", timeout_s=5)
+        woken = await sandbox.interpreter(marked(mark) + WAKES_ITSELF[name] + "\n" + running, timeout_s=5)
+        assert (woken.exit_code, woken.cause) == (0, None)
+        assert await asyncio.to_thread(is_gone_from_the_host, mark)
+        assert int((await sandbox.bash("stat -c %s ticks", timeout_s=5)).output) < 50, "it has run for long"
+        again = await sandbox.interpreter("6 * 7", timeout_s=5)
+        assert (again.output, again.is_restarted) == ("42\n", True)
+        assert (await sandbox.shell("echo usable", timeout_s=5)).output == "usable\n"
+
+
+def is_gone_from_the_host(mark: str) -> bool:
+    """In five seconds at most, whatever state it is in: nobody tells of processes that are not children."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if not any(f"({mark})" in text for text in stats_of_all_threads()):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def stats_of_all_threads() -> list[str]:
+    found: list[str] = []
+    for path in Path("/proc").glob("[0-9]*/task/*/stat"):
+        with suppress(OSError):
+            found.append(path.read_text())
+    return found
 
 
 async def test_one_who_runs_is_seen_on_the_host() -> None:

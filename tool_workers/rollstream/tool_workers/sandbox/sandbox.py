@@ -135,11 +135,13 @@ class SupervisedSandbox:
         return await self._execute({"argv": arguments}, timeout_s, stdin=stdin, output_bytes=output_bytes)
 
     async def shell(self, command: str, *, timeout_s: float) -> Execution:
-        """Run a command line in the long-lived bash."""
+        """Run a command line in the long-lived bash. Raises ValueError if it holds a NUL."""
+        _check_text(command)
         return await self._execute({"shell": command}, timeout_s)
 
     async def interpreter(self, source: str, *, timeout_s: float) -> Execution:
-        """Run source text in the long-lived Python."""
+        """Run source text in the long-lived Python. Raises ValueError if it holds a NUL."""
+        _check_text(source)
         return await self._execute({"interpreter": source}, timeout_s)
 
     async def restart(self, kind: LONG_LIVED) -> None:
@@ -297,6 +299,11 @@ class SandboxFactory:
             await asyncio.shield(sandbox.close())
             raise
         return sandbox
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise ValueError("what a long-lived program is to run holds a NUL, which is how it is told that a call ends")
 
 
 def _max_reply_bytes(output_bytes: int | None) -> int:

@@ -18,7 +18,12 @@ from functools import cache
 from typing import Any
 
 from rollstream.schemas.errors import IsolationError
-from rollstream.tool_workers.sandbox.system_calls import ALLOWED, ALLOWED_SOCKET_FAMILIES, FORBIDDEN
+from rollstream.tool_workers.sandbox.system_calls import (
+    ALLOWED,
+    ALLOWED_SOCKET_FAMILIES,
+    ANSWERED,
+    FORBIDDEN,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +125,17 @@ def _forbidding(pyseccomp: Any, refused: int, counted: int) -> bytes:
     rules.add_rule(refused, "fcntl", pyseccomp.Arg(1, masked_equal, 0xFFFFFFFF, NOTICE_FOLDERS))
     # Honest programs ask for these too, and need nothing but the answer.
     as_if_done = pyseccomp.ERRNO(0)
+    for name in ANSWERED:
+        rules.add_rule(as_if_done, name)
     for option in BUFFER_SIZES:
         level = pyseccomp.Arg(1, masked_equal, 0xFFFFFFFF, SOL_SOCKET)
         rules.add_rule(as_if_done, "setsockopt", level, pyseccomp.Arg(2, masked_equal, 0xFFFFFFFF, option))
     rules.add_rule(as_if_done, "setrlimit", pyseccomp.Arg(0, masked_equal, 0xFFFFFFFF, RLIMIT_CORE))
     own, kind = pyseccomp.Arg(0, equal, 0), pyseccomp.Arg(1, masked_equal, 0xFFFFFFFF, RLIMIT_CORE)
     rules.add_rule(as_if_done, "prlimit64", own, kind, pyseccomp.Arg(2, pyseccomp.NE, 0))
+    # Their flags tell what the host has in memory of a file.
+    for name in ("preadv2", "pwritev2"):
+        rules.add_rule(pyseccomp.ERRNO(errno.EOPNOTSUPP), name, pyseccomp.Arg(5, pyseccomp.NE, 0))
     for request in TERMINAL_INJECTIONS:
         rules.add_rule(refused, "ioctl", pyseccomp.Arg(1, masked_equal, 0xFFFFFFFF, request))
     return _exported(rules)

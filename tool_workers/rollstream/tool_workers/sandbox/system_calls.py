@@ -20,6 +20,9 @@ FORBIDDEN = (
     "set_mempolicy", "move_pages", "migrate_pages", "memfd_secret",
 )  # fmt: skip
 """Refused with EPERM, and counted: no honest program needs them here, and their use says something."""
+ANSWERED = ("fsync", "fdatasync", "sync_file_range", "msync", "fadvise64")
+"""Answered as if they were done. The files of /usr are the host's: these would make it write its disks, and drop what
+it keeps of them in memory, so that one can tell who reads them next. What is writable is in memory anyway."""
 ALLOWED_SOCKET_FAMILIES = frozenset({1, 2, 10})
 """UNIX, INET, INET6; the network namespace does not cover the others (vsock, netlink, alg)."""
 

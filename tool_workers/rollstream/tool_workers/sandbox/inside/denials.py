@@ -65,8 +65,8 @@ class Denials:
         first_argument, length, _, flags = struct.unpack_from("=4Q", notification, 32)
         name = self._names.get(number, f"call_{number}")
         if name == SHARED_MAPPING:
-            self.shared_bytes += length
-            is_small = self.shared_bytes <= self._most_shared_bytes and not flags & MAP_HUGETLB
+            is_small = self.shared_bytes + length <= self._most_shared_bytes and not flags & MAP_HUGETLB
+            self.shared_bytes += length if is_small else 0
             return self._send(id_, 0 if is_small else -errno.ENOMEM, CONTINUE if is_small else 0)
         is_allowed = name == "socket" and first_argument & 0xFFFFFFFF in (AF_INET, AF_INET6)
         if is_allowed:

@@ -7,6 +7,7 @@ own call early, and no more. Between calls it is stopped, and everything it has 
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import signal
@@ -63,6 +64,18 @@ class LongLived:
             return False
         return not is_zombie(self.pid)
 
+    def has_stirred(self) -> bool:
+        """Whether it has ended, gone on, or gone on and been stopped again since it was last stopped by us."""
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG) is not None
+        except ChildProcessError:
+            return True
+
+    def settle(self) -> None:
+        """Take notice that it has been stopped, so that this is no news any more."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG)
+
     def resume(self) -> None:
         """Let it run."""
         os.kill(self.pid, signal.SIGCONT)
@@ -75,7 +88,7 @@ class LongLived:
             return None
         text, _, rest = said.partition(b"\0")
         name, _, code = text.decode("ascii", "replace").partition(" ")
-        return int(code) if name == word and not rest and code.isdecimal() else None
+        return int(code) if name == word and not rest and code.isdecimal() and len(code) <= 3 else None
 
 
 def new_word() -> str:

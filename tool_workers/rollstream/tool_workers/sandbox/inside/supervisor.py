@@ -39,6 +39,7 @@ from rollstream.tool_workers.sandbox.inside.processes import (
     prctl,
 )
 from rollstream.tool_workers.sandbox.inside.python_source import flush, run_python, text_stream
+from rollstream.tool_workers.sandbox.inside.rest import Rest
 from rollstream.tool_workers.sandbox.inside.watch import Program, ResourceWatch, watch
 
 TYPE_CHECKING = False
@@ -60,6 +61,7 @@ class Supervisor:
         self._limits = limits
         self._denials = denials
         self._processes = Processes(limits, channel, denials)
+        self._rest = Rest(channel.read_fd)
         self._long_lived: dict[str, LongLived] = {}
         self._killed: set[str] = set()
         """Kinds that another call has killed; their next call says so."""
@@ -74,6 +76,8 @@ class Supervisor:
             }
         )
         while True:
+            while self._long_lived and not self._rest.until_asked(self._has_stirred):
+                self._end_all()
             request = json.loads(self._channel.receive())
             if "bridge" in request:
                 self._bridge(request["bridge"])
@@ -214,9 +218,22 @@ class Supervisor:
         """Everything but the long-lived ones, which are stopped; one of them whose call has failed is not kept."""
         kept = {each.pid for each in self._long_lived.values() if is_kept or each.pid != pid}
         exit_code = self._processes.kill_all(pid, kept=kept)
+        for each in self._long_lived.values():
+            each.settle()
         if not kept:
             self._denials.shared_bytes = 0
         return exit_code
+
+    def _has_stirred(self) -> bool:
+        return any(each.has_stirred() for each in self._long_lived.values())
+
+    def _end_all(self) -> None:
+        """What goes on between calls is ended, and with it what it has started."""
+        self._killed.update(self._long_lived)
+        for each in self._long_lived.values():
+            each.close()
+        self._long_lived.clear()
+        self._kill_all(0)
 
     def _watch(self, program: Program, output: Output, resources: ResourceWatch) -> str | None:
         flood_bytes = max(self._limits.flood_bytes, output.kept_bytes)
@@ -267,7 +284,10 @@ class Supervisor:
             self._channel.send_object(self._reply(None, "failed_to_start", output, 0.0, 0.0))
         else:
             self._channel.send_object(self._reply(None, None, Output(2), 0.0, 0.0))
-            BridgeRelay(started, error_fd, self._channel, self._denials, resources).relay()
+            relay = BridgeRelay(started, error_fd, self._channel, self._denials, resources)
+            relay.relay()
+            self._processes.kill_all(started.pid)
+            relay.report_end()
         self._processes.kill_all(started.pid)
         os._exit(0)
 

@@ -10,6 +10,8 @@ OOM_FILES = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_c
 """In containers; bubblewrap's sandboxes do not see them, and the worker looks from outside."""
 MANY_LOCKS_BYTES = 512 * 1024
 """Of the kernel's list, with about 50 bytes for each."""
+MANY_MAPPINGS_BYTES = 256 * 1024
+"""Of the list of what a process maps: several thousand lines."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -125,6 +127,17 @@ def has_many_locks() -> bool:
     """Whether the sandbox holds thousands of locks on files: kernel memory that no control group counts."""
     with contextlib.suppress(OSError), open("/proc/locks", "rb") as file:
         return len(file.read(MANY_LOCKS_BYTES)) == MANY_LOCKS_BYTES
+    return False
+
+
+def has_many_mappings(pid: int) -> bool:
+    """Whether a process has thousands of mappings: kernel memory that no process shows."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb", buffering=0) as file:
+        read = 0
+        while chunk := file.read(MANY_MAPPINGS_BYTES):  # the kernel gives a page at a time
+            read += len(chunk)
+            if read >= MANY_MAPPINGS_BYTES:
+                return True
     return False
 
 

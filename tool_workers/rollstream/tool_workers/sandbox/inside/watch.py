@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import select
 import time
+from collections.abc import Collection
 
 from rollstream.tool_workers.sandbox.inside.denials import Denials
 from rollstream.tool_workers.sandbox.inside.limits import Limits
@@ -14,6 +16,7 @@ from rollstream.tool_workers.sandbox.inside.processes import Processes
 from rollstream.tool_workers.sandbox.inside.usage import (
     cpu_s,
     has_many_locks,
+    has_many_mappings,
     oom_kills,
     open_sockets,
     open_terminals,
@@ -27,6 +30,11 @@ from rollstream.tool_workers.sandbox.inside.usage import (
 INTERVAL_S = 0.1
 INPUT_CHUNK_BYTES = 65536
 MAX_TERMINALS = 64
+LOOK_WITHIN_S = 0.5
+FEW_PROCESSES = 8
+"""The kernel's memory for what so few can map is not worth a look."""
+MAPPINGS_BYTES = 16 * 1024 * 1024
+"""Of 65,530 mappings, as many as a process can have, at 200 to 250 bytes each."""
 
 
 class ResourceWatch:
@@ -77,7 +85,7 @@ class ResourceWatch:
     def _files(self) -> int:
         return used_files(self._limits.memory_folders)
 
-    def _memory_bytes(self) -> int:
+    def _memory_bytes(self) -> float:
         """Memory of all programs and of files in memory; exact only if the cheap upper bound is over the limit."""
         if not self._processes.is_namespace_init:
             return sum(resident_bytes(pid) for pid in self._processes.all())
@@ -85,9 +93,19 @@ class ResourceWatch:
         files = sum(used_bytes(path) for path in self._limits.memory_folders)
         if open_sockets() > 0:
             files += queued_bytes()
+        if len(pids) > FEW_PROCESSES:
+            files += MAPPINGS_BYTES * sum(has_many_mappings(pid) for pid in pids)
         total = files + sum(resident_bytes(pid) for pid in pids)
-        if total > self._limits.memory_bytes:
-            total = files + sum(proportional_bytes(pid) for pid in pids)
+        return total if total <= self._limits.memory_bytes else self._exact_memory_bytes(files, pids)
+
+    def _exact_memory_bytes(self, files: int, pids: Collection[int]) -> float:
+        """Shared pages counted once. What cannot be looked at in time cannot be allowed: it grows meanwhile."""
+        deadline = time.monotonic() + LOOK_WITHIN_S
+        total = files
+        for pid in pids:
+            total += proportional_bytes(pid)
+            if time.monotonic() > deadline:
+                return math.inf
         return total
 
 
