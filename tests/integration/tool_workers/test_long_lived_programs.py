@@ -108,7 +108,7 @@ async def test_nothing_runs_between_calls(sandbox: SupervisedSandbox) -> None:
 
 
 async def test_what_a_program_prints_cannot_end_its_call(sandbox: SupervisedSandbox) -> None:
-    forged = "for fd in 1 2 3 4 10 11 12; do printf '%s 0\\0' forged >&$fd; done 2>/dev/null; echo end"
+    forged = "for fd in 1 2 3 4; do printf '%s 0\\0' forged >&$fd; done 2>/dev/null; echo end"
     assert (await sandbox.shell(forged, timeout_s=10)).output.endswith("end\n")
     python = "import os\nfor fd in (1, 2):\n    os.write(fd, b'deadbeef 0\\0')\nprint('end')"
     assert (await sandbox.interpreter(python, timeout_s=10)).output.endswith("end\n")
@@ -118,6 +118,9 @@ async def test_whoever_forges_the_end_of_its_call_ends_its_own_call(sandbox: Sup
     forged = await sandbox.interpreter("import os, time\nos.write(4, b'guess 0\\0')\ntime.sleep(60)", timeout_s=10)
     assert forged.is_restarted
     assert (await sandbox.interpreter("'next'", timeout_s=10)).output == "'next'\n"
+    kept_by_bash = "for fd in {10..20}; do printf '%s 0\\0' guess >&$fd; done 2>/dev/null; while :; do :; done"
+    assert (await sandbox.shell(kept_by_bash, timeout_s=10)).is_restarted
+    assert (await sandbox.shell("echo next", timeout_s=10)).output == "next\n"
 
 
 async def test_no_end_of_a_call_can_be_smuggled_into_its_text(sandbox: SupervisedSandbox) -> None:
