@@ -18,22 +18,27 @@ from typing import Any
 
 from rollstream.schemas.errors import IsolationError
 from rollstream.tool_workers.sandbox.archives import launcher_archive
+from rollstream.tool_workers.sandbox.descriptors import KeptFile, ProcessHandle
+from rollstream.tool_workers.sandbox.outside.scarcity import DESCRIPTORS, explain_scarcity
 from rollstream.tool_workers.settings import SandboxSettings
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 ANSWER_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 65536
 MAX_DESCRIPTORS = 8
-MAX_COMPLAINT_BYTES = 2000
+MAX_COMPLAINT_BYTES = 4000
+MAX_FACT_BYTES = 4096
+OWN_DESCRIPTORS = 3
+"""Of a sandbox, before those of its control group."""
 OOM_KILLS = re.compile(rb"^oom_kill (\d+)", re.MULTILINE)
 CPU_USAGE = re.compile(rb"^usage_usec (\d+)", re.MULTILINE)
 
 
 @dataclass
 class GroupFacts:
-    """What the control group of a sandbox tells; None where there is none."""
+    """What the control group of a sandbox tells, and told last once it is gone; None where there is none."""
 
-    descriptors: dict[str, int] = field(default_factory=dict[str, int])
+    files: dict[str, KeptFile] = field(default_factory=dict[str, KeptFile])
 
     def oom_kills(self) -> int | None:
         """Processes killed because the memory of the group was used up."""
@@ -46,26 +51,25 @@ class GroupFacts:
 
     def close(self) -> None:
         """Give the descriptors back."""
-        while self.descriptors:
-            os.close(self.descriptors.popitem()[1])
+        for file in self.files.values():
+            file.close()
 
     def _number(self, names: tuple[str, ...], pattern: re.Pattern[bytes]) -> int | None:
         for name in names:
-            if name in self.descriptors:
-                with suppress(OSError):
-                    found = pattern.search(os.pread(self.descriptors[name], 4096, 0))
-                    return int(found[1]) if found else None
+            if name in self.files:
+                found = pattern.search(self.files[name].read())
+                return int(found[1]) if found else None
         return None
 
 
 @dataclass(frozen=True)
 class LaunchedSandbox:
-    """What the launcher hands over."""
+    """What the launcher hands over. ``process``: its bwrap. ``complaints``: its standard error."""
 
     number: int
-    pid: int
     channel: socket.socket
-    complaints_fd: int
+    complaints: KeptFile
+    process: ProcessHandle
     facts: GroupFacts
 
 
@@ -103,16 +107,27 @@ class LauncherProcess:
         """Start a sandbox, a few milliseconds.
 
         Raises:
-            IsolationError: the launcher cannot start it, or is gone.
+            IsolationError: the launcher cannot start it, which costs no other sandbox; or it is gone.
         """
         with self._lock:
             self._ensure_started()
             answer, fds = self._ask({"spawn": True})
-        if "error" in answer:
-            raise IsolationError(f"the launcher cannot start a sandbox: {answer['error']}")
-        channel_fd, complaints_fd, *fact_fds = fds
-        facts = GroupFacts(dict(zip(answer["facts"], fact_fds, strict=True)))
-        return LaunchedSandbox(answer["number"], answer["pid"], socket.socket(fileno=channel_fd), complaints_fd, facts)
+            if "error" in answer:
+                raise IsolationError(f"the launcher cannot start a sandbox: {answer['error']}")
+            if len(fds) != OWN_DESCRIPTORS + len(answer["facts"]):
+                for fd in fds:
+                    os.close(fd)
+                self._ask({"end": answer["number"]})
+                raise IsolationError(f"this worker cannot take over a sandbox: {DESCRIPTORS}")
+        channel_fd, complaints_fd, process_fd, *fact_fds = fds
+        files = {name: KeptFile(fd, MAX_FACT_BYTES) for name, fd in zip(answer["facts"], fact_fds, strict=True)}
+        return LaunchedSandbox(
+            answer["number"],
+            socket.socket(fileno=channel_fd),
+            KeptFile(complaints_fd, MAX_COMPLAINT_BYTES),
+            ProcessHandle(process_fd),
+            GroupFacts(files),
+        )
 
     def end(self, sandbox: LaunchedSandbox) -> None:
         """Kill it and everything inside; safe when the launcher is gone, and the sandbox with it."""
@@ -151,27 +166,38 @@ class LauncherProcess:
             return
         if self._control is not None:
             self._control.close()
-        ours, theirs = socket.socketpair()
-        source_fd = os.memfd_create("launcher")
-        os.write(source_fd, self._source)
-        interpreter = sys.executable if os.access(sys.executable, os.X_OK) else SYSTEM_PYTHON
-        arguments = (theirs.fileno(), os.getpid(), source_fd)
-        with theirs:
-            self._process = subprocess.Popen(
-                [interpreter, "-I", "-S", "-B", f"/proc/self/fd/{source_fd}", *map(str, arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._complaints_fd,
-                env={},
-                cwd="/",
-                pass_fds=(theirs.fileno(), source_fd),
-                start_new_session=True,
-            )
-        os.close(source_fd)
-        ours.settimeout(ANSWER_TIMEOUT_S)
-        self._control = ours
+            self._control = None
+        try:
+            self._process, self._control = self._started()
+        except OSError as error:
+            raise IsolationError(f"no launcher of sandboxes can be started: {explain_scarcity(error)}") from error
         answer, _ = self._ask(self._recipe)
         self.cgroups, self.cgroups_reason = answer["cgroups"], answer["reason"]
+
+    def _started(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """The process and our end of its socket. Raises OSError."""
+        interpreter = sys.executable if os.access(sys.executable, os.X_OK) else SYSTEM_PYTHON
+        ours, theirs = socket.socketpair()
+        ours.settimeout(ANSWER_TIMEOUT_S)
+        try:
+            with theirs, open(os.memfd_create("launcher"), "wb") as source:
+                source.write(self._source)
+                source.flush()
+                arguments = (theirs.fileno(), os.getpid(), source.fileno())
+                process = subprocess.Popen(
+                    [interpreter, "-I", "-S", "-B", f"/proc/self/fd/{source.fileno()}", *map(str, arguments)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._complaints_fd,
+                    env={},
+                    cwd="/",
+                    pass_fds=(theirs.fileno(), source.fileno()),
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        return process, ours
 
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         assert self._control is not None

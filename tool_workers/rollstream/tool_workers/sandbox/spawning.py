@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rollstream.schemas.errors import IsolationError
 from rollstream.tool_workers.sandbox.archives import compiled_archive, inside_archive
 from rollstream.tool_workers.sandbox.bubblewrap import (
     ENVIRONMENT,
@@ -26,8 +26,10 @@ from rollstream.tool_workers.sandbox.bubblewrap import (
     supervisor_command,
     supervisor_limits,
 )
+from rollstream.tool_workers.sandbox.descriptors import KeptFile
 from rollstream.tool_workers.sandbox.launching import GroupFacts, LaunchedSandbox, LauncherProcess
 from rollstream.tool_workers.sandbox.outside.launcher import CHANNEL_FD, FIRST_CONTENT_FD
+from rollstream.tool_workers.sandbox.outside.scarcity import explain_scarcity
 from rollstream.tool_workers.sandbox.seccomp_filter import seccomp_programs
 from rollstream.tool_workers.settings import SandboxSettings
 
@@ -49,7 +51,10 @@ class Enforcement:
 
 
 class SupervisorProcess(Protocol):
-    """A running supervisor (or what is around it) and our end of its channel. Blocking methods."""
+    """A running supervisor (or what is around it) and our end of its channel. Blocking methods.
+
+    One thread may dispose of it while another kills it or asks about it.
+    """
 
     channel: socket.socket
     facts: GroupFacts
@@ -63,7 +68,7 @@ class SupervisorProcess(Protocol):
         ...
 
     def complaint(self) -> str:
-        """What it wrote to its standard error."""
+        """What it wrote to its standard error, also once it is disposed of."""
         ...
 
 
@@ -166,19 +171,19 @@ class LaunchedSupervisor:
         self._sandbox = sandbox
 
     def kill(self) -> None:
-        """Its number stays its own until the launcher has been told of its end."""
-        with suppress(ProcessLookupError):
-            os.kill(self._sandbox.pid, signal.SIGKILL)
+        """Not by its number: that is another process's as soon as the launcher has buried this one."""
+        self._sandbox.process.kill()
 
     def dispose(self) -> None:
         """Have the launcher end it."""
         self._launcher.end(self._sandbox)
-        os.close(self._sandbox.complaints_fd)
+        self._sandbox.process.close()
+        self._sandbox.complaints.close()
         self.facts.close()
 
     def complaint(self) -> str:
         """Of bwrap, or of the launcher before it became bwrap."""
-        return read_complaint(self._sandbox.complaints_fd)
+        return _decoded(self._sandbox.complaints)
 
 
 class ChildSupervisor:
@@ -201,7 +206,7 @@ class ChildSupervisor:
         self.channel = channel
         self.facts = GroupFacts()
         self._process = process
-        self._complaints_fd = complaints_fd
+        self._complaints = KeptFile(complaints_fd, MAX_COMPLAINT_BYTES)
         self._end = end
 
     def kill(self) -> None:
@@ -214,11 +219,11 @@ class ChildSupervisor:
         self.kill()
         self._process.wait()
         self._end()
-        os.close(self._complaints_fd)
+        self._complaints.close()
 
     def complaint(self) -> str:
         """What it wrote to its standard error."""
-        return read_complaint(self._complaints_fd)
+        return _decoded(self._complaints)
 
 
 class UnsafeLocalSpawner:
@@ -234,12 +239,22 @@ class UnsafeLocalSpawner:
 
     def spawn(self) -> SupervisorProcess:
         """Start one in a group of its own."""
-        folder = Path(tempfile.mkdtemp(prefix="rollstream-session-"))
-        ours, theirs = socket.socketpair()
-        complaints_fd = os.memfd_create("complaints")
-        limits = supervisor_limits(self._limits, workspace=str(folder), memory_folders=())
-        command = supervisor_command(Interpreter(sys.executable), self._archive.name, theirs.fileno(), limits)
-        with theirs:
+        try:
+            return self._spawn()
+        except OSError as error:
+            raise IsolationError(f"no supervisor can be started: {explain_scarcity(error)}") from error
+
+    def _spawn(self) -> SupervisorProcess:
+        with ExitStack() as undo:
+            folder = Path(tempfile.mkdtemp(prefix="rollstream-session-"))
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            undo.callback(theirs.close)
+            complaints_fd = os.memfd_create("complaints")
+            undo.callback(os.close, complaints_fd)
+            limits = supervisor_limits(self._limits, workspace=str(folder), memory_folders=())
+            command = supervisor_command(Interpreter(sys.executable), self._archive.name, theirs.fileno(), limits)
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -250,6 +265,8 @@ class UnsafeLocalSpawner:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
+            undo.pop_all()
+        theirs.close()
         return ChildSupervisor(process, ours, complaints_fd, lambda: shutil.rmtree(folder, ignore_errors=True))
 
     def explain(self, complaint: str) -> str:
@@ -266,6 +283,5 @@ class UnsafeLocalSpawner:
         self._archive.close()
 
 
-def read_complaint(fd: int) -> str:
-    """The beginning of what a process wrote there."""
-    return os.pread(fd, MAX_COMPLAINT_BYTES, 0).decode(errors="backslashreplace").strip()
+def _decoded(complaints: KeptFile) -> str:
+    return complaints.read().decode(errors="backslashreplace").strip()

@@ -129,14 +129,19 @@ class Cgroups:
         made = {controller: folder / f"s{number}" for controller, folder in folders.items()}
         if not made:
             return None
-        for folder in made.values():
-            folder.mkdir(exist_ok=True)
         unified = made.get("")
-        if self.kind == "v2":
-            assert unified is not None
-            self._limit_v2(unified)
-        elif self.kind == "v1":
-            self._limit_v1(made)
+        try:
+            for folder in made.values():
+                folder.mkdir(exist_ok=True)
+            if self.kind == "v2":
+                assert unified is not None
+                self._limit_v2(unified)
+            elif self.kind == "v1":
+                self._limit_v1(made)
+        except OSError:
+            for folder in made.values():
+                _is_removed(folder)
+            raise
         if self.kind == "v2" and unified is not None:
             oom_file: Path | None = unified / "memory.events"
         else:

@@ -6,7 +6,9 @@ ends them all, removes their control groups, and leaves. What a sandbox leaves d
 be process 1 of a container.
 
 Requests are JSON with a length before them, answered in order. ``{"spawn": true}`` is answered with the sandbox's
-number and with descriptors: its channel, what it complained, and the files that tell about its control group.
+number and with descriptors: its channel, what it complained, its process, and the files that tell about its control
+group; or with an ``error``. A sandbox that cannot be had costs no other one: whatever the machine runs out of is an
+answer, never this program's end.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from rollstream.tool_workers.sandbox.outside.cgroups import Cgroups, Group, GroupLimits, find_mounts, group_name
+from rollstream.tool_workers.sandbox.outside.scarcity import explain_scarcity
 
 CHANNEL_FD = 10
 FIRST_CONTENT_FD = 11
@@ -74,10 +77,28 @@ class Recipe:
 
 @dataclass
 class Child:
-    """A sandbox. ``pid``: of its bwrap; None: that has ended and its number may be another's."""
+    """A sandbox.
 
-    pid: int | None
-    group: Group | None
+    Attributes:
+        pid: of its bwrap; None: there is none. It is set to None by whoever waits for it: until then the number stays
+            its own, afterwards it may be another's.
+        group: None: it has none.
+    """
+
+    pid: int | None = None
+    group: Group | None = None
+
+    def kill(self) -> bool:
+        """Kill everything in it; whether its bwrap is there and could be."""
+        if self.group is not None:
+            self.group.kill()
+        if self.pid is None:
+            return False
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except OSError:  # root without the right to signal other users
+            return False
+        return True
 
 
 class Launcher:
@@ -99,6 +120,12 @@ class Launcher:
         """Until the worker is gone."""
         kind, reason = ("none", "switched off") if self._cgroups is None else (self._cgroups.kind, self._cgroups.reason)
         self._answer({"cgroups": kind, "reason": reason})
+        try:
+            self._answer_requests()
+        finally:
+            self._leave()
+
+    def _answer_requests(self) -> None:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._deaths, select.POLLIN)
@@ -111,51 +138,55 @@ class Launcher:
                 continue
             request = receive(self._control)
             if request is None:
-                break
+                return
             if "spawn" in request:
                 self._spawn()
             else:
                 self._end(request["end"])
                 self._answer({})
-        self._leave()
 
     def _spawn(self) -> None:
         self._number += 1
-        number = self._number
+        child = Child()
         try:
-            group = self._cgroups.create(number) if self._cgroups is not None else None
+            with contextlib.ExitStack() as held:
+                self._start(self._number, child, held)
         except OSError as error:
-            self._answer({"error": f"its control group cannot be made: {error}"})
-            return
-        ours, theirs = socket.socketpair()
-        complaints_fd = os.memfd_create("complaints")
-        contents = [_readable(content) for content in self._recipe.contents]
-        pid = os.fork()
-        if pid == 0:
-            self._become(group, number, theirs.fileno(), complaints_fd, contents)
-        theirs.close()
-        for fd in contents:
-            os.close(fd)
-        self._children[number] = Child(pid, group)
+            self._destroy(child)
+            self._answer({"error": explain_scarcity(error)})
+        else:
+            self._children[self._number] = child
+
+    def _start(self, number: int, child: Child, held: contextlib.ExitStack) -> None:
+        """Start a sandbox and hand it to the worker.
+
+        Raises:
+            OSError: that has failed; ``child`` says what is there to be ended.
+        """
+        group = child.group = self._cgroups.create(number) if self._cgroups is not None else None
+        ours, theirs = (held.enter_context(end) for end in socket.socketpair())
+        complaints_fd = _held(os.memfd_create("complaints"), held)
+        contents = [_readable(content, held) for content in self._recipe.contents]
         facts = [group.oom_file, group.cpu_file] if group is not None else []
-        fact_fds = {each.name: os.open(each, os.O_RDONLY) for each in facts if each is not None}
-        self._answer(
-            {"number": number, "pid": pid, "facts": list(fact_fds)},
-            [ours.fileno(), complaints_fd, *fact_fds.values()],
+        fact_fds = {each.name: _held(os.open(each, os.O_RDONLY), held) for each in facts if each is not None}
+        child.pid = os.fork()
+        if child.pid == 0:
+            self._become(group, number, theirs.fileno(), complaints_fd, contents)
+        process_fd = _held(os.pidfd_open(child.pid), held)
+        self._send(
+            {"number": number, "facts": list(fact_fds)},
+            [ours.fileno(), complaints_fd, process_fd, *fact_fds.values()],
         )
-        ours.close()
-        for fd in (complaints_fd, *fact_fds.values()):
-            os.close(fd)
 
     def _become(
         self, group: Group | None, number: int, channel_fd: int, complaints_fd: int, contents: list[int]
-    ) -> None:
+    ) -> NoReturn:
         """In the child: enter the group, give up every right, and turn into bwrap."""
         try:
             if group is not None:
                 group.enter()
             above = FIRST_CONTENT_FD + len(contents)
-            moved = [_moved_above(fd, above) for fd in (channel_fd, *contents)]
+            complaints_fd, *moved = [_moved_above(fd, above) for fd in (complaints_fd, channel_fd, *contents)]
             for target, source in enumerate(moved, CHANNEL_FD):
                 os.dup2(source, target)
             nothing = os.open(os.devnull, os.O_RDWR)
@@ -171,19 +202,21 @@ class Launcher:
                 signal.signal(kind, signal.SIG_DFL)
             os.execve(self._recipe.command[0], self._recipe.command, {})
         except BaseException as error:
-            os.write(2, f"cannot start a sandbox: {error!r}".encode(errors="replace"))
+            with contextlib.suppress(OSError):
+                os.write(complaints_fd, f"cannot start a sandbox: {error!r}".encode(errors="replace"))
+        finally:
             os._exit(COULD_NOT_ENTER)
 
     def _end(self, number: int) -> None:
         """Kill a sandbox and everything in it; the rest of its group goes when its processes have."""
         child = self._children.pop(number, None)
-        if child is None:
-            return
-        if child.group is not None:
-            child.group.kill()
-        if child.pid is not None:
-            os.kill(child.pid, signal.SIGKILL)
+        if child is not None:
+            self._destroy(child)
+
+    def _destroy(self, child: Child) -> None:
+        if child.kill() and child.pid is not None:
             os.waitpid(child.pid, 0)
+            child.pid = None
         if child.group is not None and not child.group.is_removed():
             self._leaving.append(child.group)
 
@@ -206,10 +239,7 @@ class Launcher:
 
     def _leave(self) -> None:
         for child in self._children.values():  # all at once, before any is waited for
-            if child.group is not None:
-                child.group.kill()
-            if child.pid is not None:
-                os.kill(child.pid, signal.SIGKILL)
+            child.kill()
         for number in list(self._children):
             self._end(number)
         for _ in range(LEAVE_ROUNDS):
@@ -220,11 +250,14 @@ class Launcher:
         if self._cgroups is not None:
             self._cgroups.close()
 
-    def _answer(self, answer: dict[str, Any], fds: list[int] | None = None) -> None:
+    def _answer(self, answer: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # the worker is gone; the next read says so
+            self._send(answer, [])
+
+    def _send(self, answer: dict[str, Any], fds: list[int]) -> None:
         body = json.dumps(answer).encode()
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        with contextlib.suppress(OSError):  # the worker is gone; the next read says so
-            self._control.sendmsg([len(body).to_bytes(4, "big") + body], ancillary)
+        self._control.sendmsg([len(body).to_bytes(4, "big") + body], ancillary)
 
 
 def _deaths() -> socket.socket:
@@ -263,8 +296,13 @@ def _exactly(control: socket.socket, size: int) -> bytes | None:
     return bytes(received)
 
 
-def _readable(content: bytes) -> int:
-    fd = os.memfd_create("content")
+def _held(fd: int, held: contextlib.ExitStack) -> int:
+    held.callback(os.close, fd)
+    return fd
+
+
+def _readable(content: bytes, held: contextlib.ExitStack) -> int:
+    fd = _held(os.memfd_create("content"), held)
     left = memoryview(content)
     while left:
         left = left[os.write(fd, left) :]
