@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -153,6 +154,55 @@ async def test_nested_and_bare_repositories_are_no_repositories_any_more(
     await sandbox.close()
 
 
+async def test_no_piece_of_a_repository_is_left_for_git_to_read(repository: Path, factory: SandboxFactory) -> None:
+    """The zip has no entries for folders: an agent would make those that lack."""
+    outer = repository.parent / "outer"
+    outer.mkdir()
+    shutil.copy(repository / "code.py", outer / "code.py")
+    git(outer, "clone", "--quiet", "--mirror", str(repository), str(outer / "a" / "mirror.git"))
+    shutil.copytree(repository / ".git", outer / "dotgit")
+    shutil.copytree(repository / ".git" / "objects", outer / "objs" / "o")
+    shutil.copytree(repository / ".git" / "logs", outer / "diary")
+    git(repository, "bundle", "create", str(outer / "backup"), "--all")
+    git(repository, "checkout", "--quiet", "later")
+    shutil.copytree(repository, outer / "b" / "later-with-files", ignore=shutil.ignore_patterns("*.py"))
+    for system in (".hg", ".svn", ".jj", ".bzr", "_darcs"):
+        (outer / system).mkdir()
+        (outer / system / "store").write_text(FUTURE)
+    (outer / "objects").mkdir()
+    (outer / "objects" / "chair.obj").write_text("v 0 0 0")
+    target = repository.parent / "outer.zip"
+    with zipfile.ZipFile(target, "w") as zip_:
+        for path in sorted(path for path in outer.rglob("*") if path.is_file()):
+            zip_.write(path, path.relative_to(outer))
+    sandbox = await factory.open()
+    await workspaces(Counting(factory), repository.parent).provision(sandbox, spec_of(target, "zip"))
+    left = await sandbox.bash(
+        f"find . -type f | sort; grep -rIs -e {FUTURE} -e {SECRET_AUTHOR} .; "
+        "for folder in a/mirror.git dotgit; do mkdir -p $folder/refs; git --git-dir=$folder log --all 2>&1; done",
+        timeout_s=20,
+    )
+    assert left.output.splitlines()[:3] == ["./b/later-with-files/.gitignore", "./code.py", "./objects/chair.obj"]
+    assert left.output.count("not a git repository") == 2
+    assert FUTURE not in left.output
+    await sandbox.close()
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+async def test_a_history_without_files_is_no_workspace(
+    is_nested: bool, repository: Path, factory: SandboxFactory
+) -> None:
+    mirror = repository.parent / "outer" / "mirror.git"
+    git(repository, "clone", "--quiet", "--mirror", str(repository), str(mirror))
+    target = repository.parent / "outer.tar"
+    with tarfile.open(target, "w") as tar:
+        tar.add(mirror.parent if is_nested else mirror, arcname=".")
+    sandbox = await factory.open()
+    with pytest.raises(WorkspaceError, match=r"a repository's history .* and not its files: pack a checkout"):
+        await workspaces(Counting(factory), repository.parent).provision(sandbox, spec_of(target, "tar"))
+    await sandbox.close()
+
+
 async def test_an_archive_is_prepared_once_for_all_sessions(repository: Path, factory: SandboxFactory) -> None:
     counting = Counting(factory)
     made = workspaces(counting, repository.parent)
@@ -175,6 +225,12 @@ async def test_what_cannot_be_had_is_said(repository: Path, factory: SandboxFact
         member = tarfile.TarInfo("big")
         member.size = 15 * MIB
         tar.addfile(member, io.BytesIO(bytes(member.size)))
+    crooked = repository.parent / "crooked.tar"
+    with tarfile.open(crooked, "w") as tar:
+        link = tarfile.TarInfo("ok")
+        link.type, link.linkname = tarfile.SYMTYPE, "missing"
+        tar.addfile(link)
+        tar.addfile(tarfile.TarInfo("ok/fine"))
     sandbox = await factory.open()
     for wrong, said in (
         (WorkspaceSpec(uri="/etc/passwd", sha256="0" * 64), "workspace_roots"),
@@ -182,7 +238,8 @@ async def test_what_cannot_be_had_is_said(repository: Path, factory: SandboxFact
         (WorkspaceSpec(uri=f"{repository.parent}/missing", sha256="0" * 64), "cannot be read"),
         (WorkspaceSpec(uri=spec.uri, sha256="0" * 64), "the task says"),
         (WorkspaceSpec(uri=spec.uri, sha256=spec.sha256, kind="git-bundle"), "cannot be prepared"),
-        (spec_of(rubbish, "tar"), "cannot be prepared"),
+        (spec_of(rubbish, "tar"), "cannot be prepared: it is no tar or zip archive"),
+        (spec_of(crooked, "tar"), "cannot be prepared: something in it lies below 'ok', which is no folder"),
     ):
         with pytest.raises(WorkspaceError, match=said):
             await made.provision(sandbox, wrong)

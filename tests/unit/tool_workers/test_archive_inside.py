@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import tarfile
 import zipfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollstream.tool_workers.sandbox.inside.archive import NOT_AN_ARCHIVE, TOO_LARGE, matches, pack, unpack
+from rollstream.tool_workers.sandbox.inside.archive import NOT_AN_ARCHIVE, TOO_LARGE, matches, pack, run, unpack
 
 Mode = Literal["w:", "w:gz", "w:bz2", "w:xz"]
 
@@ -51,6 +52,25 @@ def test_a_zip_is_unpacked(tmp_path: Path) -> None:
     assert not (tmp_path / "out.txt").exists()
 
 
+def test_a_tar_of_our_own_is_nothing_else_whatever_its_first_name_begins_with(tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as zip_:
+        zip_.writestr("test.py", "passes")
+    names = ("PK\x03\x04.py", "BZh91AY.py", "\x1f\x8b\x08.py", "\udcff.py", "test.py")
+    for name in names:
+        folder = tmp_path / repr(name)
+        content = tar_of((member(name), b"x"), (member("zz.py"), archive.getvalue()), (member("test.py"), b"fails"))
+        run({"action": "unpack", "folder": str(folder)}, io.BytesIO(content))
+        assert set(os.listdir(folder)) == {name, "zz.py", "test.py"}
+        assert (folder / "test.py").read_bytes() == b"fails"
+
+
+def test_nothing_else_is_taken_for_a_tar_of_our_own(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run({"action": "unpack", "folder": str(tmp_path)}, io.BytesIO(tar_of((member("a"), b"x"), mode="w:gz")))
+    assert stop.value.code == NOT_AN_ARCHIVE
+
+
 def test_nothing_leaves_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = tar_of(
         (member("../out"), b"x"),
@@ -82,6 +102,8 @@ def test_only_regular_files_that_match_are_packed(tmp_path: Path, capfdbinary: p
         (tmp_path / name).write_text(name)
     (tmp_path / "pkg/secret.py").symlink_to("/etc/passwd")
     os.mkfifo(tmp_path / "pkg/pipe.py")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "pkg/socket.py"))
     pack(str(tmp_path), ["solution.py", "pkg/**/*.py"], 1000, 10)
     with tarfile.open(fileobj=io.BytesIO(capfdbinary.readouterr().out)) as packed:
         names = packed.getnames()

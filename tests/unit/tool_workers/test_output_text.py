@@ -61,6 +61,20 @@ def test_no_escape_is_cut_in_two(pieces: list[str], max_chars: int) -> None:
         assert set(ESCAPE.sub("", tail.partition(" ...]\n")[2])) <= {"a", "é"}
 
 
+IGNORED = (
+    "00ad 034f 061c 115f-1160 17b4-17b5 180b-180f 200b-200f 202a-202e 2060-206f 3164 fe00-fe0e feff ffa0 fff0-fff8"
+)
+IGNORED_FAR = "1bca0-1bca3 1d173-1d17a e0000-e0fff"
+NO_CHARACTERS = "fdd0-fdef " + " ".join(f"{plane:x}fffe-{plane:x}ffff" for plane in range(17))
+
+
+@pytest.mark.parametrize("span", f"{IGNORED} {IGNORED_FAR} {NO_CHARACTERS}".split())
+def test_what_nothing_is_drawn_for_is_shown_assigned_or_not(span: str) -> None:
+    first, _, last = span.partition("-")
+    for code in range(int(first, 16), int(last or first, 16) + 1):
+        assert clean(f"a{chr(code)}b") in (f"a\\x{code:02x}b", f"a\\u{code:04x}b", f"a\\U{code:08x}b")
+
+
 def test_short_text_is_kept() -> None:
     assert cap("x" * 10, 10) == ("x" * 10, False)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import struct
@@ -48,6 +49,18 @@ def test_head_and_tail_are_joined_and_a_gap_is_named() -> None:
     assert (
         parse_execution(json.dumps(REPLY | {"total_bytes": 12}).encode()).output == "a\n[... 10 bytes omitted ...]\nb"
     )
+
+
+@given(st.text(max_size=20), st.binary(max_size=3), st.data())
+def test_a_character_across_head_and_tail_is_one_character(text: str, rest: bytes, data: st.DataObject) -> None:
+    raw = text.encode() + rest
+    cut = data.draw(st.integers(0, len(raw)))
+    parts = {"head": raw[:cut], "tail": raw[cut:]}
+    sent = {name: base64.b64encode(part).decode() for name, part in parts.items()}
+    whole = parse_execution(json.dumps(REPLY | sent | {"total_bytes": len(raw)}).encode())
+    assert whole.output == raw.decode("utf-8", "backslashreplace")
+    cut_out = parse_execution(json.dumps(REPLY | sent | {"total_bytes": len(raw) + 1}).encode())
+    assert (cut_out.head, cut_out.tail) == tuple(part.decode("utf-8", "backslashreplace") for part in parts.values())
 
 
 @pytest.mark.parametrize(

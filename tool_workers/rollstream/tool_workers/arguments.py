@@ -1,8 +1,8 @@
 """The arguments of a call, as a model wrote them: one JSON object, and nothing that two readers could read differently.
 
 Refused, with what is wrong and where: anything but an object, keys that come twice, NaN and infinities, numbers beyond
-what a double holds, half of a surrogate pair, nesting that would exhaust a parser. Nothing is repaired. Linear in the
-length of the text.
+what a double holds, half of a surrogate pair, nesting that would exhaust a parser, more values than are read while
+others can wait. Nothing is repaired. Linear in the length of the text, and some tens of milliseconds at most.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from typing import Any, cast
 
 from rollstream.schemas.errors import RollstreamError
 
 MAX_ARGUMENTS_CHARS = 1_000_000
 MAX_DEPTH = 64
+MAX_VALUES = 50_000
 MAX_DIGITS = 400
 SHOWN_CHARS = 40
 
-_STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_STRINGS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _BRACKETS = re.compile(r"[\[\]{}]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -38,7 +40,7 @@ def parse_object(text: str) -> dict[str, Any]:
         raise InvalidArgumentsError(f"the arguments are {len(text)} characters, at most {MAX_ARGUMENTS_CHARS}")
     if (surrogate := _SURROGATE.search(text)) is not None:
         raise InvalidArgumentsError(f"half of a surrogate pair at character {surrogate.start()}, which is no character")
-    _check_depth(text)
+    _check_shape(text)
     try:
         value: object = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -53,12 +55,18 @@ def parse_object(text: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _check_depth(text: str) -> None:
-    depth = 0
-    for bracket in _BRACKETS.finditer(_STRINGS.sub("", text)):
+def _check_shape(text: str) -> None:
+    text = _STRINGS.sub("", text)
+    depth, values = 0, text.count(",")
+    for bracket in _BRACKETS.finditer(text):
         depth += 1 if bracket[0] in "[{" else -1
+        values += bracket[0] in "[{"
         if depth > MAX_DEPTH:
             raise InvalidArgumentsError(f"nested more than {MAX_DEPTH} levels deep")
+        if values > MAX_VALUES:
+            raise InvalidArgumentsError(f"more than {MAX_VALUES} values: give fewer, or say them in a text")
+        if depth <= 0:
+            return  # an object that ends, or none: the parser goes no further
 
 
 def _check_characters(path: str, value: object) -> None:
@@ -78,8 +86,7 @@ def _check_characters(path: str, value: object) -> None:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {twice[:SHOWN_CHARS]!r} comes twice")
     return made
 

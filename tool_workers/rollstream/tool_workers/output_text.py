@@ -17,16 +17,16 @@ ANSI_SEQUENCE = re.compile(
 UNSAFE = re.compile(
     "["
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, C1
-    "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # no width, direction
+    "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"  # no width, direction
     "\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"  # marks before numbers, invisible alone
     "\u115f\u1160\u17b4\u17b5\u3164\uffa0"  # fillers
     "\u2028\u2029"  # separators that some take for line ends
-    "\u180b-\u180d\u180f\ufe00-\ufe0e\U000e0100-\U000e01ef"  # variation selectors but the one of emoji
+    "\u180b-\u180d\u180f\ufe00-\ufe0e"  # variation selectors but the one of emoji
     "\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"  # joiners and beams of scripts and scores
     "\ud800-\udfff"  # lone surrogates
-    "\ue000-\uf8ff\U000f0000-\U000ffffd\U00100000-\U0010fffd"  # private use: means what somebody has agreed on
-    "\ufdd0-\ufdef\ufffe\uffff"  # no characters
-    "\U000e0000-\U000e007f"  # tags
+    "\ue000-\uf8ff\U000f0000-\U0010ffff"  # private use: means what somebody has agreed on
+    f"\ufdd0-\ufdef{''.join(f'{chr(end - 1)}{chr(end)}' for end in range(0xFFFF, 0x110000, 0x10000))}"  # no characters
+    "\U000e0000-\U000e0fff"  # tags, variation selectors, what is kept for more that nobody sees
     "]"
 )
 COMBINING = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe0f\ufe20-\ufe2f"

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from rollstream.schemas.errors import IsolationError, TransientError
-from rollstream.schemas.tools import ToolCall, ToolResult, ToolStatus
+from rollstream.schemas.tools import RESERVED_PREFIX, ToolCall, ToolResult, ToolStatus
 from rollstream.tool_workers import metrics
 from rollstream.tool_workers.functions import SessionKey, TimeLimit, Tool, ToolError, ToolOutput
 from rollstream.tool_workers.output_text import cap, clean
@@ -30,7 +30,10 @@ MAX_THREADS = 64
 
 
 class ToolRunner:
-    """Runs calls. Its text is cleaned and capped; only what the tool or the model did becomes text for the model."""
+    """Runs calls. Its text is cleaned and capped; only what the tool or the model did becomes text for the model.
+
+    Answers that only rollout workers read are bounded by who gives them, and whole.
+    """
 
     def __init__(self, *, worker_id: str, max_output_chars: int, provision: Provision | None = None) -> None:
         self._provision = provision or Provision()
@@ -78,7 +81,8 @@ class ToolRunner:
             metrics.SIGNALS.labels(name).inc(value)
         # Once more after cleaning: what was removed may have stood in the middle of a secret.
         text = self._redact(clean(self._redact(output.content)))
-        content, is_truncated = cap(text, self._max_output_chars)
+        is_whole = output.status == "ok" and call.tool.startswith(RESERVED_PREFIX)
+        content, is_truncated = (text, False) if is_whole else cap(text, self._max_output_chars)
         return ToolResult(
             call_id=call.call_id,
             session_id=call.session_id,

@@ -6,12 +6,11 @@ change how tests are run is left out, whatever it is called for.
 
 from __future__ import annotations
 
-import fnmatch
 import io
 import re
 import sys
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rollstream.tool_workers.functions import ToolError
@@ -19,15 +18,26 @@ from rollstream.tool_workers.functions import ToolError
 MAX_FILES = 2000
 MAX_BYTES = 16 * 1024 * 1024
 LEFT_OUT = (
-    "conftest.py", "sitecustomize.py", "usercustomize.py", "*.pth", "pytest.ini", ".pytest.ini", "pytest.toml",
-    ".pytest.toml", "tox.ini", "setup.cfg", "pyproject.toml", ".coveragerc", "*.pyc", "*.so", "pyvenv.cfg",
+    "conftest.py", "conftest", "sitecustomize.py", "sitecustomize", "usercustomize.py", "usercustomize", "*.pth",
+    "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "tox.ini", "setup.cfg", "pyproject.toml",
+    ".coveragerc", ".coveragerc.toml", "nose.cfg", ".noserc", "nose2.cfg", "unittest.cfg", ".pdbrc", ".pdbrc.py",
+    "*.pyc", "*.so", "__pycache__", "pyvenv.cfg", ".venv", ".local", "*.dist-info", "*.egg-info",
+    ".git", ".pytest_cache", ".hypothesis", ".tox",
 )  # fmt: skip
-LEFT_OUT_FOLDERS = (
-    "__pycache__", ".git", ".pytest_cache", ".tox", ".venv", "conftest", "sitecustomize", "usercustomize",
-)  # fmt: skip
+"""Names of files and of folders. ``.local``: packages of a user whose home is the workspace. ``*.dist-info``: what is
+said to be installed, and so the plugins that a test runner loads, or no longer finds."""
 RUNNERS = frozenset({"pytest", "_pytest", "pluggy", "nose", "nose2", "coverage", "hypothesis"})
+PARTS_OF_RUNNERS = frozenset({
+    "py", "iniconfig", "packaging", "exceptiongroup", "tomli", "argcomplete", "xdist", "anyio",
+    "_hypothesis_pytestplugin", "_hypothesis_globals",
+})  # fmt: skip
+"""What they import unasked, besides plugins that are called after them."""
+PLUGINS_OF_RUNNERS = "pytest_"
 NAMES_OF_TESTS = frozenset({"test"})
 """A package of the standard library that nobody imports, and a common folder."""
+_READ_UNASKED = re.compile(
+    "(?:^|/)(?:" + "|".join(re.escape(name).replace(r"\*", "[^/]*") for name in LEFT_OUT) + r")(?:/|\Z)"
+)
 _PLAIN_PATH = re.compile(r"[^/\0]+(/[^/\0]+)*")
 
 
@@ -43,13 +53,29 @@ class Artefacts:
     left_out: tuple[str, ...] = ()
 
     def with_files(self, more: Mapping[str, bytes]) -> Artefacts:
-        """These files, and more on top of them; what is in the way of those gives way."""
-        kept = {path: content for path, content in self.files.items() if not _is_in_the_way(path, more)}
+        """These files, and more on top of them; what is in the way of those, or is imported instead, gives way."""
+        below = tuple({f"{place}/" for path in more for place in (path, path.removesuffix(".py"))})
+        folders = {folder for path in more for folder in _folders(path)}
+        kept = {
+            path: content
+            for path, content in self.files.items()
+            if not path.startswith(below) and not {path, path.removesuffix(".py")} & folders
+        }
         return Artefacts({**kept, **more}, self.left_out)
 
-    def beside_tests(self) -> Artefacts:
-        """For tests in one process with the code: without what would be imported in place of Python's own modules."""
-        kept = {path: content for path, content in self.files.items() if not shadows_library(path)}
+    def beside_tests(self, tests: Iterable[str] = ()) -> Artefacts:
+        """For tests in one process with the code: without what would be imported in place of Python's own modules.
+
+        ``tests``: their paths; the folder of a test may be one that Python imports from.
+        """
+        paths = {*self.files, *tests}
+        roots = {root for test in tests for root in import_roots(test, paths)} | {""}
+        packages = {path.removesuffix("/__init__.py") for path in self.files if path.endswith("/__init__.py")}
+        kept = {
+            path: content
+            for path, content in self.files.items()
+            if not any(path.startswith(root) and shadows_library(path, root, packages) for root in roots)
+        }
         return Artefacts(kept, tuple(sorted({*self.left_out, *(self.files.keys() - kept.keys())})))
 
     def archive(self) -> bytes:
@@ -94,20 +120,39 @@ def sorted_out(files: Mapping[str, bytes]) -> Artefacts:
 
 def changes_tests(path: str) -> bool:
     """Whether Python or a test runner would read this file unasked."""
-    *folders, name = path.split("/")
-    return any(fnmatch.fnmatchcase(name.lower(), each) for each in LEFT_OUT) or any(
-        folder in LEFT_OUT_FOLDERS for folder in folders
-    )
+    return _READ_UNASKED.search(path.lower()) is not None
 
 
-def shadows_library(path: str) -> bool:
-    """Whether Python would import it in place of a module of its own, or of a test runner."""
-    name = path.split("/")[0].split(".")[0].lower()
-    return name in RUNNERS or (name in sys.stdlib_module_names and name not in NAMES_OF_TESTS)
+def import_roots(test: str, paths: Collection[str]) -> set[str]:
+    """Folders, as they begin paths, that runners of this test import from: its own, and that of its whole package."""
+    own = root = test[: test.rfind("/") + 1]
+    while root and f"{root}__init__.py" in paths:
+        root = root[: root.rfind("/", 0, -1) + 1]
+    return {own, root}
 
 
-def _is_in_the_way(path: str, others: Iterable[str]) -> bool:
-    return any(path == other or path.startswith(other + "/") or other.startswith(path + "/") for other in others)
+def shadows_library(path: str, root: str = "", packages: Collection[str] = ()) -> bool:
+    """Whether Python, importing from ``root``, would import it in place of a module of its own, or of a test runner.
+
+    ``packages``: folders that are. Other folders are imported only where there is nothing else of that name, which of
+    what is always there cannot be.
+    """
+    name, _, inner = path.removeprefix(root).partition("/")
+    if not inner:
+        name, _, suffix = name.rpartition(".")
+        if suffix != "py":
+            return False
+    if name in RUNNERS:
+        return True
+    if inner and root + name not in packages:
+        return False
+    of_others = name in PARTS_OF_RUNNERS or name.startswith(PLUGINS_OF_RUNNERS)
+    return of_others or (name in sys.stdlib_module_names and name not in NAMES_OF_TESTS)
+
+
+def _folders(path: str) -> list[str]:
+    """Every folder above it."""
+    return [path[: place.start()] for place in re.finditer("/", path)]
 
 
 def is_plain(path: str) -> bool:

@@ -53,10 +53,10 @@ def build_grade_tool(rooms: GradingRooms, own: Mapping[str, OwnGrader]) -> Tool:
         started = time.monotonic()
         try:
             left = (await taken(sandbox, artefacts)).with_files(given_files(files))
+            async with rooms.room() as room:
+                verdict = await run_grader(grader, arguments, left, room, own, limit.timeout_s)
         except ArtefactError as error:  # the agent's doing: worth nothing, and no failure of the task
             return ToolOutput(Verdict(0.0, {}, str(error)).text())
-        async with rooms.room() as room:
-            verdict = await run_grader(grader, arguments, left, room, own, limit.timeout_s)
         signals = {"grade_s": time.monotonic() - started, "artefacts_left_out": float(len(left.left_out))}
         return ToolOutput(verdict.text(), metrics=signals)
 
@@ -113,9 +113,9 @@ async def run_grader(
     """
     try:
         if name == "call_cases":
-            return await grade_calls(msgspec.convert(arguments, CallCases), artefacts, room)
+            return await grade_calls(msgspec.convert(arguments, CallCases), artefacts, room, timeout_s)
         if name == "program_cases":
-            return await grade_programs(msgspec.convert(arguments, ProgramCases), artefacts, room)
+            return await grade_programs(msgspec.convert(arguments, ProgramCases), artefacts, room, timeout_s)
         if name == "unit_tests":
             return await grade_unit_tests(msgspec.convert(arguments, UnitTests), artefacts, room)
         if name == "command_tests":

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from rollstream.tool_workers.functions import ToolError
-from rollstream.tool_workers.grading.artefacts import Artefacts
+from rollstream.tool_workers.grading.artefacts import ArtefactError, Artefacts
 from rollstream.tool_workers.sandbox.replies import SandboxLostError
 from rollstream.tool_workers.sandbox.sandbox import Sandbox
 from rollstream.tool_workers.sandbox.workspace_files import unpack
@@ -32,17 +32,20 @@ class Room:
 
         Raises:
             IsolationError, SandboxLostError: infrastructure.
-            ToolError: the files do not fit.
+            ArtefactError: with what the agent has left, the files do not fit.
+            ToolError: they do not fit even so.
         """
         sandbox = await self._opener.open()
         self._stack.push_async_callback(sandbox.close)
         given = (artefacts or Artefacts()).with_files({path: text.encode() for path, text in (files or {}).items()})
         if given.files:
             done = await unpack(sandbox, given.archive(), timeout_s=UNPACK_TIMEOUT_S)
-            if done.cause is not None:
-                raise SandboxLostError(f"the artefacts could not be unpacked: {done.cause}")
-            if done.exit_code != 0 or done.output:
-                raise ToolError(f"the artefacts do not fit into a workspace: {done.output[-200:]}")
+            are_agents = artefacts is not None and bool(artefacts.files)
+            if done.cause == "failed_to_start" or (done.cause == "timeout" and not are_agents):
+                raise SandboxLostError(f"the files cannot be unpacked: {done.cause} {done.output[-200:]}")
+            if done.cause is not None or done.exit_code != 0 or done.output:
+                kind = ArtefactError if are_agents else ToolError
+                raise kind(f"the files do not fit into a workspace: {done.cause or done.output[-200:]}")
         return sandbox
 
 

@@ -1,7 +1,8 @@
 """Tests in one sandbox, the code under test in another, and between them nothing but plain values.
 
 The code cannot patch the test runner, read the tests, end their process, or answer for their outcome: it is not there.
-Reports count only with a word that is new for each grading, and time is kept here.
+Reports count only with a word that is new for each grading, and time is kept here. A process that ends, is silent or
+talks rubbish is the code's doing and has failed; only a sandbox that is lost is infrastructure.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -18,13 +20,14 @@ from rollstream.tool_workers.functions import ToolError
 from rollstream.tool_workers.grading.artefacts import Artefacts, check_paths
 from rollstream.tool_workers.grading.rooms import Room
 from rollstream.tool_workers.grading.verdict import Check, Verdict, verdict_of
-from rollstream.tool_workers.sandbox.bridge import Bridge
+from rollstream.tool_workers.sandbox.bridge import Bridge, NoInputTakenError
 from rollstream.tool_workers.sandbox.bubblewrap import WORKSPACE
-from rollstream.tool_workers.sandbox.replies import SandboxLostError
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 MAX_TESTS = 10_000
-LAST_WORD_TIMEOUT_S = 5.0
+MAX_CLASSES = 20
+MAX_NAME_CHARS = 100
+MAX_MESSAGE_CHARS = 500
 
 
 class UnitTests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,10 +59,11 @@ async def grade_unit_tests(given: UnitTests, artefacts: Artefacts, room: Room) -
     if given.is_isolated:
         tests_sandbox = await room.open()
         subject_sandbox = await room.open(artefacts)
-        subject = Lines(await subject_sandbox.host("code_host", {"folder": WORKSPACE}), "the code under test")
+        code_host = await subject_sandbox.host("code_host", {"folder": WORKSPACE})
+        subject = Lines(code_host, "the code under test", given.test_timeout_s)
     else:
-        tests_sandbox = await room.open(artefacts.beside_tests(), given.tests)
-    tests = Lines(await tests_sandbox.host("test_host", {}), "the tests")
+        tests_sandbox = await room.open(artefacts.beside_tests(given.tests), given.tests)
+    tests = Lines(await tests_sandbox.host("test_host", {}), "the tests", given.test_timeout_s)
     grading = TestRun(given, tests, subject)
     try:
         async with asyncio.timeout(given.timeout_s):
@@ -79,8 +83,7 @@ class TestRun:
     tests: Lines
     subject: Lines | None
     note: str = "it did not get so far"
-    _names: list[str] = field(default_factory=list[str])
-    _outcomes: dict[str, Check] = field(default_factory=dict[str, Check])
+    _outcomes: dict[str, Check | None] = field(default_factory=dict[str, Check | None])
     _nonce: str = field(default_factory=lambda: secrets.token_hex(16))
 
     async def run(self) -> None:
@@ -89,57 +92,72 @@ class TestRun:
         Raises:
             SandboxLostError: one of the sandboxes is gone, which nobody's code has done.
         """
+        try:
+            await self._until_done()
+        except TimeoutError:
+            self.note = f"a test took longer than {self.given.test_timeout_s:g} s"
+        except EndOfLinesError as end:
+            self.note = str(end)
+
+    async def _until_done(self) -> None:
         subjects = self.given.modules if self.subject is not None else []
         order = {"nonce": self._nonce, "tests": self.given.tests, "subjects": subjects, "folder": WORKSPACE}
-        await self.tests.send(order)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.given.test_timeout_s
-        while True:
-            try:
-                message = await self.tests.receive(max(0.0, deadline - loop.time()))
-                if "ask" in message:
-                    answer = await self._asked(message["ask"], max(0.0, deadline - loop.time()))
-                    await self.tests.send(answer)
-                    continue
-            except TimeoutError:
-                self.note = f"a test took longer than {self.given.test_timeout_s:g} s"
-                return
-            except EndOfLinesError as end:
-                self.note = str(end)
-                return
-            if message.get("nonce") == self._nonce:
-                deadline = loop.time() + self.given.test_timeout_s
-                if self._reported(message):
-                    return
+        async with asyncio.timeout(self.given.test_timeout_s) as clock:
+            await self.tests.send(order)
+            while True:
+                message = await self.tests.receive()
+                if message.get("nonce") == self._nonce:
+                    clock.reschedule(loop.time() + self.given.test_timeout_s)
+                    if self._reported(message):
+                        return
+                elif self.subject is not None and "ask" in message:
+                    await self.tests.send(await self._asked(self.subject, message))
+                else:
+                    raise EndOfLinesError("the tests said what is no report")
 
     def checks(self) -> list[Check]:
         """One per test; what was not reported has failed. Without a list of tests, that alone is the failure."""
-        if not self._names:
+        if not self._outcomes:
             return [Check("tests", False, self.note)]
-        return [self._outcomes.get(name) or Check(name, False, self.note) for name in self._names]
+        return [outcome or Check(name, False, self.note) for name, outcome in self._outcomes.items()]
 
     def _reported(self, message: dict[str, Any]) -> bool:
+        """Whether it was the last report. What has failed once stays so, whatever is said of it later."""
         if message.get("done") is True:
             return True
         names = message.get("tests")
-        if isinstance(names, list) and not self._names:
-            self._names = [str(name) for name in cast("list[object]", names)[:MAX_TESTS]]
+        if isinstance(names, list) and not self._outcomes:
+            if len(cast("list[object]", names)) > MAX_TESTS:
+                raise EndOfLinesError(f"there are more than {MAX_TESTS} tests")
+            self._outcomes = {name: None for name in cast("list[object]", names) if isinstance(name, str)}
         name = message.get("test")
-        if isinstance(name, str) and name not in self._outcomes:
-            self._outcomes[name] = Check(name, message.get("passed") is True, str(message.get("message", "")))
+        if isinstance(name, str) and name in self._outcomes:
+            before = self._outcomes[name]
+            if before is None or before.passed:
+                self._outcomes[name] = Check(name, message.get("passed") is True, _text(message.get("message")))
         return False
 
-    async def _asked(self, question: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    async def _asked(self, subject: Lines, message: dict[str, Any]) -> dict[str, Any]:
         """What the code says. Code that has ended, or says nothing, has failed; no test can expect that of it."""
-        if self.subject is None:
-            return {"raised": ["RuntimeError"], "message": "there is no code in another sandbox"}
-        await self.subject.send(question)
-        answer = await self.subject.receive(timeout_s)
+        await subject.send(message["ask"])
+        answer = await subject.receive()
+        reply: dict[str, Any] = {"id": message.get("id")}
         raised = answer.get("raised")
         if isinstance(raised, list):
-            names = [str(name)[:100] for name in cast("list[object]", raised)[:20]]
-            return {"raised": names, "message": str(answer.get("message", ""))[:500]}
-        return {"value": answer.get("value")}
+            classes = cast("list[object]", raised)[:MAX_CLASSES]
+            reply["raised"] = [name[:MAX_NAME_CHARS] for name in classes if isinstance(name, str)]
+            reply["arguments"] = answer.get("arguments")
+            reply["message"] = _text(answer.get("message"))
+        elif "value" in answer:
+            reply["value"] = answer["value"]
+        else:
+            reply["failed"] = _text(answer.get("failed"))
+        return reply
+
+
+def _text(said: object) -> str:
+    return said[:MAX_MESSAGE_CHARS] if isinstance(said, str) else ""
 
 
 class EndOfLinesError(Exception):
@@ -149,34 +167,38 @@ class EndOfLinesError(Exception):
 class Lines:
     """Lines of JSON over a bridge; everything that comes is untrusted."""
 
-    def __init__(self, bridge: Bridge, name: str) -> None:
+    def __init__(self, bridge: Bridge, name: str, timeout_s: float) -> None:
         self._bridge = bridge
         self._name = name
-        self._received = bytearray()
+        self._timeout_s = timeout_s
+        self._lines: deque[bytearray] = deque()
+        self._rest = bytearray()
 
     async def send(self, message: dict[str, Any]) -> None:
         """One object. Raises EndOfLinesError, SandboxLostError."""
         try:
-            await self._bridge.write(json.dumps(message).encode() + b"\n")
-        except SandboxLostError:
-            while await self._bridge.read(timeout_s=LAST_WORD_TIMEOUT_S):
-                continue
-            raise EndOfLinesError(f"the process of {self._name} has ended") from None
-
-    async def receive(self, timeout_s: float) -> dict[str, Any]:
-        """The next object. Raises EndOfLinesError, TimeoutError, SandboxLostError."""
-        async with asyncio.timeout(timeout_s):
-            while b"\n" not in self._received:
-                chunk = await self._bridge.read(timeout_s=timeout_s)
-                if not chunk:
-                    raise EndOfLinesError(f"the process of {self._name} has ended")
-                if len(self._received) > MAX_LINE_BYTES:
-                    raise EndOfLinesError(f"{self._name} said more than {MAX_LINE_BYTES} bytes at once")
-                self._received += chunk
-        line, _, rest = bytes(self._received).partition(b"\n")
-        self._received = bytearray(rest)
+            line = json.dumps(message).encode() + b"\n"
+        except RecursionError as error:
+            raise EndOfLinesError("what was said is nested too deep") from error
         try:
-            message: object = json.loads(line)
+            await self._bridge.write(line)
+        except NoInputTakenError as error:
+            raise EndOfLinesError(f"{self._name} takes no input") from error
+
+    async def receive(self) -> dict[str, Any]:
+        """The next object. Raises EndOfLinesError, TimeoutError, SandboxLostError."""
+        while not self._lines:
+            chunk = await self._bridge.read(timeout_s=self._timeout_s)
+            if not chunk:
+                raise EndOfLinesError(f"the process of {self._name} has ended")
+            if len(self._rest) > MAX_LINE_BYTES:
+                raise EndOfLinesError(f"{self._name} said more than {MAX_LINE_BYTES} bytes at once")
+            self._rest += chunk
+            if b"\n" in chunk:
+                *lines, self._rest = self._rest.split(b"\n")
+                self._lines.extend(lines)
+        try:
+            message: object = json.loads(self._lines.popleft())
         except (ValueError, RecursionError) as error:
             raise EndOfLinesError(f"{self._name} said what is no JSON") from error
         if not isinstance(message, dict):

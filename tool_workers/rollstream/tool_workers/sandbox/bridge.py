@@ -14,15 +14,22 @@ CHUNK_BYTES = 60_000
 WRITE_TIMEOUT_S = 30.0
 
 
+class NoInputTakenError(SandboxLostError):
+    """The program reads nothing of what it is given: its own doing, and no failure of the sandbox."""
+
+
 class Bridge(Protocol):
     """A program that was started by ``Sandbox.bridge``; it ends with its sandbox."""
 
     async def write(self, data: bytes) -> None:
-        """Hand data to its standard input. Raises SandboxLostError."""
+        """Hand data to its standard input; what a program that has ended is given is nobody's.
+
+        Raises SandboxLostError, NoInputTakenError.
+        """
         ...
 
     async def close_input(self) -> None:
-        """End its standard input. Raises SandboxLostError."""
+        """End its standard input. Raises SandboxLostError, NoInputTakenError."""
         ...
 
     async def read(self, *, timeout_s: float) -> bytes:
@@ -93,8 +100,10 @@ class SupervisedBridge:
             async with asyncio.timeout(WRITE_TIMEOUT_S):
                 self._writer.write(frame(body))
                 await self._writer.drain()
-        except (TimeoutError, OSError) as error:
-            raise SandboxLostError(f"the program in the sandbox takes no input: {error!r}") from error
+        except TimeoutError as error:
+            raise NoInputTakenError(f"the program in the sandbox takes no input for {WRITE_TIMEOUT_S:g} s") from error
+        except OSError as error:
+            raise SandboxLostError(f"the supervisor is gone: {self._process.complaint() or repr(error)}") from error
 
     async def _receive(self) -> tuple[bytes, bytes]:
         try:

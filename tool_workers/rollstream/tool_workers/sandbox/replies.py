@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import struct
 from typing import Literal
 
@@ -123,11 +124,14 @@ def parse_execution(body: bytes) -> Execution:
         raise SandboxLostError(f"the supervisor's reply is malformed: {error}") from error
     if reply.total_bytes < 0 or not 0 <= reply.run_s < MAX_SECONDS or not 0 <= reply.cpu_s < MAX_SECONDS:
         raise SandboxLostError(f"the supervisor's reply is impossible: {reply.total_bytes} bytes in {reply.run_s} s")
+    # Where nothing is missing between them, a character may begin in the head and end in the tail.
+    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+    is_complete = reply.total_bytes <= len(reply.head) + len(reply.tail)
     return Execution(
         exit_code=reply.exit_code,
         cause=reply.cause,
-        head=reply.head.decode("utf-8", "backslashreplace"),
-        tail=reply.tail.decode("utf-8", "backslashreplace"),
+        head=decoder.decode(reply.head, final=not is_complete),
+        tail=decoder.decode(reply.tail, final=True),
         total_bytes=reply.total_bytes,
         run_s=reply.run_s,
         cpu_s=reply.cpu_s,

@@ -8,6 +8,6 @@ from rollstream.tool_workers.sandbox.sandbox import Sandbox
 
 
 async def unpack(sandbox: Sandbox, archive: bytes, *, timeout_s: float) -> Execution:
-    """Unpack a tar or zip there; its output names what was left out. Raises SandboxLostError."""
+    """Unpack an uncompressed tar there; its output names what was left out. Raises SandboxLostError."""
     arguments = {"action": "unpack", "folder": WORKSPACE}
     return await sandbox.operate("archive", arguments, timeout_s=timeout_s, stdin=archive)

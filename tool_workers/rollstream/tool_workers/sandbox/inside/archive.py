@@ -1,7 +1,8 @@
 """Files into the sandbox and out of it, as archives. Nothing is ever unpacked outside of one.
 
-``{"action": "unpack", "folder": ...}``: a tar (plain, gzip, bzip2, xz) or zip on standard input. Devices and links that
-lead out of the folder are left out, and told on standard output.
+``{"action": "unpack", "folder": ...}``: a plain tar of our own on standard input, taken for nothing else, whatever the
+names in it begin with; what others have made may be a tar (plain, gzip, bzip2, xz) or zip. Devices and links that lead
+out of the folder are left out, and told on standard output.
 
 ``{"action": "pack", "folder": ..., "patterns": [...], "max_bytes": N, "max_files": N}``: an uncompressed tar of the
 files that match, on standard output; symbolic links are never followed, and never packed. Nor is what cannot be read.
@@ -19,7 +20,7 @@ import zipfile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
-    from typing import Any, BinaryIO
+    from typing import Any, BinaryIO, Literal
 
 TOO_LARGE = 3
 NOT_AN_ARCHIVE = 4
@@ -30,25 +31,25 @@ def run(arguments: dict[str, Any], stdin: BinaryIO) -> None:
     if arguments["action"] == "pack":
         pack(arguments["folder"], arguments["patterns"], arguments["max_bytes"], arguments["max_files"])
     else:
-        unpack(arguments["folder"], stdin.read())
+        unpack(arguments["folder"], stdin.read(), is_plain_tar=True)
 
 
-def unpack(folder: str, content: bytes) -> None:
-    """Put the members of an archive into a folder."""
+def unpack(folder: str, content: bytes, *, is_plain_tar: bool = False) -> None:
+    """Put the members of an archive into a folder; its first bytes say what it is, unless that is known."""
     os.makedirs(folder, exist_ok=True)
     archive = io.BytesIO(content)
     try:
-        if content[:4] == b"PK\x03\x04":
+        if not is_plain_tar and content[:4] == b"PK\x03\x04":
             _unpack_zip(folder, archive)
         else:
-            _unpack_tar(folder, archive)
+            _unpack_tar(folder, archive, mode="r:" if is_plain_tar else "r:*")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         sys.stdout.write(f"not an archive: {error}\n")
         sys.exit(NOT_AN_ARCHIVE)
 
 
-def _unpack_tar(folder: str, archive: io.BytesIO) -> None:
-    with tarfile.open(fileobj=archive) as tar:
+def _unpack_tar(folder: str, archive: io.BytesIO, *, mode: Literal["r:", "r:*"]) -> None:
+    with tarfile.open(fileobj=archive, mode=mode) as tar:
         for member in tar:
             target = _inside(folder, member.name)
             is_link_out = member.issym() and not _stays_inside(
@@ -91,7 +92,7 @@ def pack(folder: str, patterns: list[str], max_bytes: int, max_files: int) -> No
         for path in matching(folder, patterns):
             try:
                 fd = os.open(os.path.join(folder, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            except PermissionError:
+            except OSError:  # a socket, say
                 continue
             with open(fd, "rb") as file:
                 facts = os.fstat(file.fileno())

@@ -16,13 +16,20 @@ from rollstream.tool_workers.sandbox.inside.denials import Denials
 from rollstream.tool_workers.sandbox.inside.processes import Started
 from rollstream.tool_workers.sandbox.inside.watch import ResourceWatch
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
+    from typing import NoReturn
+
 CHUNK_BYTES = 65536
 MAX_PENDING_BYTES = 4 * 1024 * 1024
 """Input the program has not read; beyond it the worker is not read from, and so must wait."""
 
 
 class BridgeRelay:
-    """Relays until the program ends; the sandbox ends with it."""
+    """Relays until the program ends; the sandbox has nothing else to do.
+
+    A worker that does not read holds up the program, and never what watches over it.
+    """
 
     def __init__(
         self, started: Started, error_fd: int, channel: Channel, denials: Denials, resources: ResourceWatch
@@ -36,50 +43,76 @@ class BridgeRelay:
         self._closes_input = False
         self._input_fd: int | None = started.input_fd
         self._streams = {started.output_fd: b"o", error_fd: b"e"}
+        self._is_held_up = False
+        self._cause: str | None = None
 
     def relay(self) -> None:
-        """Return when the program is over and has been reported."""
+        """Return when the program is over, or has to be."""
         os.set_blocking(self._error_fd, False)
         pidfd = os.pidfd_open(self._started.pid)
         while True:
             ready = self._ready(pidfd)
             if self._denials.listener_fd in ready:
                 self._denials.answer()
-            for fd in [fd for fd in self._streams if fd in ready]:
-                self._forward(fd)
+            self._forward_while_read([fd for fd in self._streams if fd in ready])
             if self._channel.read_fd in ready:
                 self._take(self._channel.receive())
             self._feed()
-            cause = self._resources.exceeded()
-            if cause is not None or pidfd in ready:
-                for fd in list(self._streams):
-                    self._forward(fd)
-                self._channel.send(b"x" + json.dumps({"cause": cause, "denied": self._denials.take()}).encode())
+            self._cause = self._resources.exceeded()
+            if self._cause is not None or pidfd in ready:
                 return
 
+    def report_end(self) -> NoReturn:
+        """Once nothing runs any more: its last words, the reason, and then nothing until the worker leaves.
+
+        Whoever writes does not know of the end yet: were nobody here, it would look like the loss of the sandbox.
+        """
+        for fd in list(self._streams):
+            while self._forward(fd):
+                continue
+        self._channel.send(b"x" + json.dumps({"cause": self._cause, "denied": self._denials.take()}).encode())
+        while True:
+            self._channel.receive()
+
     def _ready(self, pidfd: int) -> set[int]:
-        reads = [pidfd, *self._streams]
+        reads = [pidfd]
+        if not self._is_held_up:
+            reads += self._streams
         if len(self._pending) < MAX_PENDING_BYTES:
             reads.append(self._channel.read_fd)
         if self._denials.listener_fd is not None:
             reads.append(self._denials.listener_fd)
         writes = [self._input_fd] if self._input_fd is not None and self._pending else []
+        if self._is_held_up:
+            writes.append(self._channel.write_fd)
         wait_s = max(0.0, self._resources.next_look - time.monotonic())
         readable, writable, _ = select.select(reads, writes, [], wait_s)
-        return {*readable, *writable}
+        if self._channel.write_fd in writable:
+            self._is_held_up = False
+        return set(readable)
 
-    def _forward(self, fd: int) -> None:
+    def _forward_while_read(self, fds: list[int]) -> None:
+        for fd in fds:
+            _, writable, _ = select.select([], [self._channel.write_fd], [], 0)
+            if not writable:
+                self._is_held_up = True
+                return
+            self._forward(fd)
+
+    def _forward(self, fd: int) -> bool:
+        """One piece; whether there may be more."""
         try:
             chunk = os.read(fd, CHUNK_BYTES)
         except BlockingIOError:
-            return
+            return False
         if chunk:
             self._channel.send(self._streams[fd] + chunk)
         else:
             del self._streams[fd]
+        return bool(chunk)
 
     def _take(self, body: bytes) -> None:
-        if body[:1] == b"i":
+        if body[:1] == b"i" and self._input_fd is not None:
             self._pending += body[1:]
         elif body[:1] == b"c":
             self._closes_input = True

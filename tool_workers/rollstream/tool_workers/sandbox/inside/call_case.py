@@ -15,23 +15,41 @@ if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
     from typing import Any, BinaryIO
 
 
+MAX_MESSAGE_CHARS = 200
+
+
 def run(arguments: dict[str, Any], stdin: BinaryIO) -> None:
-    """``{"value": ...}``, or ``{"raised": [names of the classes]}``."""
+    """``{"value": ...}``, ``{"raised": [names of the classes]}`` by the function itself, or ``{"failed": why}``."""
     questions, answers = take_streams()
     os.close(questions)
     sys.path.insert(0, os.getcwd())
+    left = memoryview(json.dumps(_answer(arguments)).encode())
+    while left:
+        left = left[os.write(answers, left) :]
+    os._exit(0)
+
+
+def _answer(arguments: dict[str, Any]) -> dict[str, Any]:
+    """No case expects code that is missing or broken, so what happens before the call is no exception of it."""
     module, _, name = arguments["call"].partition(":")
     try:
         function: Any = importlib.import_module(module)
         for part in name.split("."):
             function = getattr(function, part)
-        value = function(*arguments["args"], **arguments["kwargs"])
-        answer = {"value": encode(value)}
-    except NotPlainError as error:
-        answer = {"raised": ["NotPlainError"], "message": str(error)}
     except BaseException as error:  # whatever the agent's code raises
-        answer = {"raised": [each.__name__ for each in type(error).__mro__]}
-    left = memoryview(json.dumps(answer).encode())
-    while left:
-        left = left[os.write(answers, left) :]
-    os._exit(0)
+        return {"failed": f"it cannot be called: {type(error).__name__}: {_text(error)}"}
+    try:
+        value = function(*arguments["args"], **arguments["kwargs"])
+    except BaseException as error:  # whatever the agent's code raises
+        return {"raised": [each.__name__ for each in type(error).__mro__ if each is not object]}
+    try:
+        return {"value": encode(value)}
+    except NotPlainError as error:
+        return {"failed": f"it returned no plain value: {_text(error)}"}
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)[:MAX_MESSAGE_CHARS]
+    except BaseException:  # of the agent's code
+        return ""

@@ -20,14 +20,14 @@ class Channel:
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self.read_fd = read_fd
-        self._write_fd = write_fd
+        self.write_fd = write_fd
 
     def send(self, body: bytes) -> None:
         """Send one frame; if the worker is gone, so are we."""
         left = memoryview(len(body).to_bytes(4, "big") + body)
         try:
             while left:
-                left = left[os.write(self._write_fd, left) :]
+                left = left[os.write(self.write_fd, left) :]
         except OSError:
             os._exit(0)
 
@@ -44,7 +44,7 @@ class Channel:
 
     def close(self) -> None:
         """In children: they have no part in it."""
-        for fd in {self.read_fd, self._write_fd}:
+        for fd in {self.read_fd, self.write_fd}:
             os.close(fd)
 
     def _exactly(self, size: int) -> bytes:

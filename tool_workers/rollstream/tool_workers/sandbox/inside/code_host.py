@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
 
 MAX_MESSAGE_CHARS = 500
 MAX_HANDLES = 100_000
+ABILITIES = ("__call__", "__getitem__", "__setitem__", "__len__", "__iter__", "__next__")
+"""What a stand-in can be asked to do, if the object can."""
 
 
 def run(arguments: dict[str, Any], stdin: BinaryIO) -> None:
@@ -42,19 +44,26 @@ class CodeHost:
 
     def __init__(self) -> None:
         self._objects: dict[int, Any] = {}
+        self._numbers: dict[int, int] = {}
+        """By the objects' addresses, which stay theirs: they are kept."""
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        """``{"value": ...}`` or ``{"raised": [names of the classes], "message": ...}``."""
+        """``{"value"}``, or ``{"raised": names of the classes, "message", "arguments"}``, or ``{"failed": why}``."""
         try:
-            return {"value": self._encode(self._do(question))}
+            value = self._do(question)
         except BaseException as error:  # whatever the code under test raises, SystemExit included
-            classes = [each.__name__ for each in type(error).__mro__ if each not in (object, BaseException)]
-            return {"raised": classes, "message": _text(error)}
+            return {"raised": _classes(type(error)), "message": _text(error), "arguments": _arguments(error)}
+        try:
+            return {"value": self._encode(value)}
+        except NotPlainError as error:
+            return {"failed": str(error)}
 
     def _do(self, question: dict[str, Any]) -> Any:
         operation = question["do"]
         if operation == "import":
             return importlib.import_module(question["name"])
+        if operation == "names":
+            return _offered(importlib.import_module(question["name"]))
         target = self._objects[question["on"]]
         if operation == "get":
             return getattr(target, question["name"])
@@ -75,12 +84,22 @@ class CodeHost:
         return encode(value, self._keep)
 
     def _keep(self, value: Any) -> Any:
-        if len(self._objects) >= MAX_HANDLES:
-            raise NotPlainError("too many objects")
-        number = len(self._objects)
-        self._objects[number] = value
-        bases = [each.__name__ for each in value.__mro__] if _is_exception_class(value) else []
-        return ["handle", {"number": number, "kind": type(value).__name__, "exception": bases}]
+        number = self._numbers.get(id(value))
+        if number is None:
+            if len(self._objects) >= MAX_HANDLES:
+                raise NotPlainError("too many objects")
+            number = self._numbers[id(value)] = len(self._objects)
+            self._objects[number] = value
+        kind: type = type(value)  # pyright: ignore[reportUnknownVariableType] -- of anything
+        return [
+            "handle",
+            {
+                "number": number,
+                "kind": kind.__name__,
+                "does": [name for name in ABILITIES if any(name in vars(each) for each in kind.__mro__)],
+                "exception": _classes(value) if _is_exception_class(value) else [],
+            },
+        ]
 
     def _decode(self, value: Any) -> Any:
         return decode(value, lambda number: self._objects[number])
@@ -88,6 +107,24 @@ class CodeHost:
 
 def _is_exception_class(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def _classes(kind: type) -> list[str]:
+    return [each.__name__ for each in kind.__mro__ if each not in (object, BaseException)]
+
+
+def _offered(module: Any) -> list[str]:
+    """What ``import *`` takes."""
+    names: Any = getattr(module, "__all__", None)
+    return [name for name in module.__dict__ if not name.startswith("_")] if names is None else list(names)
+
+
+def _arguments(error: BaseException) -> Any:
+    """None: they are not plain."""
+    try:
+        return [encode(each) for each in error.args]
+    except BaseException:  # of the code under test, too
+        return None
 
 
 def _text(error: BaseException) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
 MAX_DEPTH = 50
 MAX_INT_BITS = 14_000
 """Python writes no longer ones in digits."""
+MAX_SAME_HASH = 100
+"""Members of one set or dictionary. Hashes of numbers can be chosen, and then every look-up is a search."""
 
 
 class NotPlainError(Exception):
@@ -54,29 +56,50 @@ def encode(value: Any, handle: Callable[[Any], Any] | None = None, depth: int = 
     return handle(value)
 
 
-def decode(value: Any, handle: Callable[[Any], Any] | None = None) -> Any:
-    """The value of such JSON.
+def decode(value: Any, handle: Callable[[Any], Any] | None = None, depth: int = 0) -> Any:
+    """The value of such JSON: nothing that ``encode`` would refuse, whoever has written it.
 
     Raises:
         NotPlainError: it is none.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, float, str)):
         return value
+    if isinstance(value, int):
+        return _checked_int(value)
     try:
         kind, content = value
         if kind == "int":
-            return int(content, 16)
-        if kind == "float":
+            return _checked_int(int(content, 16))
+        if kind == "float" and isinstance(content, str):
             return float(content)
         if kind == "bytes":
             return binascii.a2b_base64(content)
-        if kind in ("list", "tuple", "set", "frozenset"):
-            items = [decode(item, handle) for item in content]
+        if depth < MAX_DEPTH and kind in ("list", "tuple", "set", "frozenset"):
+            items = [decode(item, handle, depth + 1) for item in content]
+            if kind in ("set", "frozenset"):
+                _check_hashes(items)
             return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](items)
-        if kind == "dict":
-            return {decode(key, handle): decode(item, handle) for key, item in content}
+        if depth < MAX_DEPTH and kind == "dict":
+            pairs = [(decode(key, handle, depth + 1), decode(item, handle, depth + 1)) for key, item in content]
+            _check_hashes([key for key, _ in pairs])
+            return dict(pairs)
         if kind == "handle" and handle is not None:
             return handle(content)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise NotPlainError(f"not a plain value: {error}") from error
-    raise NotPlainError("not a plain value: unknown kind")
+    raise NotPlainError("not a plain value: unknown kind, or too deep")
+
+
+def _checked_int(value: int) -> int:
+    if value.bit_length() > MAX_INT_BITS:
+        raise NotPlainError(f"not a plain value: an int of {value.bit_length()} bits")
+    return value
+
+
+def _check_hashes(members: list[Any]) -> None:
+    counts: dict[int, int] = {}
+    for member in members:
+        number = hash(member)
+        counts[number] = counts.get(number, 0) + 1
+        if counts[number] > MAX_SAME_HASH:
+            raise NotPlainError("not a plain value: too many members of one hash")

@@ -1,11 +1,12 @@
 """Runs tests whose subject lives in another sandbox: importing it gives a stand-in that asks there.
 
 Plain values come back as plain values. Everything else is a handle that can be asked for attributes, calls and items,
-and that equals nothing but itself: what the subject says about equality is never asked for. Tests may be
+and that equals nothing but itself: what the subject says about equality, order or truth is never asked for. What
+cannot be answered so is no ``Exception``: no test that expects one is content with it. Tests may be
 ``unittest.TestCase`` classes or functions named ``test_...``.
 
-Lines of JSON. In: first ``{"nonce", "tests", "subjects", "folder"}``, then answers to questions. Out: questions, and
-reports that carry the nonce; what tests print goes nowhere.
+Lines of JSON. In: first ``{"nonce", "tests", "subjects", "folder"}``, then answers with the ids of their questions.
+Out: questions, and reports that carry the nonce; what tests print goes nowhere.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import inspect
 import json
 import os
 import sys
+import threading
 import traceback
 import unittest
 
@@ -25,15 +27,26 @@ from rollstream.tool_workers.sandbox.inside.plain_values import NotPlainError, d
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
     from typing import Any, BinaryIO
 
 MAX_MESSAGE_CHARS = 500
+MAX_CLASSES = 20
+FORWARDED = ("__doc__", "__name__", "__qualname__", "__version__")
+"""Facts about an object. Other names with such underscores are asked of classes, and code cannot answer for ours."""
+REFUSED = (
+    *("lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "int", "float", "complex", "index", "round", "delitem"),
+    *("enter", "exit", "aenter", "aexit", "await", "aiter", "instancecheck", "subclasscheck", "mro_entries"),
+    *("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "and", "or", "xor"),
+    *("radd", "rsub", "rmul", "rmatmul", "rtruediv", "rfloordiv", "rmod", "rdivmod", "rpow", "rand", "ror", "rxor"),
+    *("lshift", "rshift", "rlshift", "rrshift"),
+)
+"""Were they simply missing, Python would raise a TypeError, which tests may expect of the code."""
 
 
-class NotComparableError(TypeError):
-    """A test wants to know of an object what only the object itself could tell."""
+class UnanswerableError(BaseException):
+    """What a test wants to know cannot be asked here. Not an Exception: no test can expect it of the code."""
 
 
 class Line:
@@ -42,94 +55,141 @@ class Line:
     def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
         self._incoming = incoming
         self._outgoing = outgoing
-        self._exceptions: dict[str, type[BaseException]] = {}
+        self._exceptions: dict[tuple[str, ...], type[BaseException]] = {}
+        self._remotes: dict[int, Remote] = {}
+        self._questions = 0
+        self._asking = threading.Lock()
+        self._sending = threading.Lock()
 
     def receive(self) -> dict[str, Any]:
-        """The next message; ends the process at the end."""
+        """The next message; ends the process at the end, and where a test's alarm has cost a part of it."""
         line = self._incoming.readline()
-        if not line:
+        try:
+            return json.loads(line)
+        except ValueError:
             os._exit(0)
-        return json.loads(line)
 
     def send(self, message: dict[str, Any]) -> None:
         """One message."""
         left = memoryview(json.dumps(message).encode() + b"\n")
-        while left:
-            left = left[self._outgoing.write(left) :]
+        with self._sending:
+            while left:
+                left = left[self._outgoing.write(left) :]
 
-    def ask(self, **question: Any) -> Any:
-        """What the subject answers; raises what it raises."""
-        self.send({"ask": question})
-        answer = self.receive()
+    def ask(self, do: str, **question: Any) -> Any:
+        """What the subject answers; raises what it raises, and UnanswerableError."""
+        with self._asking:
+            self._questions += 1
+            number = self._questions
+            self.send({"ask": {"do": do, **question}, "id": number})
+            answer = self.receive()
+            while answer.get("id") != number:  # to a question that nobody waits for: a test's alarm went off
+                answer = self.receive()
         if "raised" in answer:
-            raise self._exception(answer["raised"])(answer["message"])
-        return decode(answer["value"], self._handle)
+            raise self._raised(answer, may_stop=do == "next")
+        if "value" not in answer:
+            raise UnanswerableError(f"the code under test cannot answer: {answer.get('failed')}")
+        return self._decoded(answer["value"])
+
+    def _decoded(self, value: Any) -> Any:
+        try:
+            return decode(value, self._handle)
+        except Exception as error:  # whatever the code has made up
+            raise UnanswerableError(f"the code under test answers what is no value: {error}") from None
+
+    def _raised(self, answer: dict[str, Any], *, may_stop: bool) -> BaseException:
+        kind = self._exception(answer["raised"])
+        if issubclass(kind, (StopIteration, StopAsyncIteration)) and not may_stop:
+            # Out of an ordinary call it would end the test's own loops: `all(map(...))` of nothing is true.
+            kind = named(kind.__name__, RuntimeError)
+        arguments = answer["arguments"]
+        given = [answer["message"]] if arguments is None else self._decoded(["list", arguments])
+        return made(kind, given, answer["message"])
 
     def _handle(self, facts: dict[str, Any]) -> Any:
         if facts["exception"]:
-            return self._exception(facts["exception"])
-        return Remote(self, int(facts["number"]), str(facts["kind"]))
+            return self._exception([each for each in facts["exception"] if isinstance(each, str)])
+        number = int(facts["number"])
+        if number not in self._remotes:
+            self._remotes[number] = stand_in(Subject(self, number, str(facts["kind"])), facts["does"])
+        return self._remotes[number]
 
-    def _exception(self, names: list[str]) -> type[BaseException]:
-        """A class of ours for a class of the subject's, below the built-in one it comes from; never BaseException."""
-        name = str(names[0])[:100] if names else "Exception"
-        known = getattr(builtins, name, None)
-        if isinstance(known, type) and issubclass(known, Exception):
-            return known
-        if name not in self._exceptions:
-            found = (getattr(builtins, str(each), None) for each in names)
-            base = next((each for each in found if isinstance(each, type) and issubclass(each, Exception)), Exception)
-            self._exceptions[name] = type("".join(filter(str.isidentifier, name)) or "Error", (base,), {})
-        return self._exceptions[name]
+    def _exception(self, names: Sequence[str]) -> type[BaseException]:
+        """A class for one of the subject's, below those that it is below; never BaseException.
+
+        Built-in ones are themselves. Of those beside Exception only SystemExit is: tests may expect it, and nothing
+        here ends by it.
+        """
+        kind: type[BaseException] = Exception
+        names = tuple(names[:MAX_CLASSES])
+        for place in reversed(range(len(names))):
+            known = getattr(builtins, names[place], None)
+            if isinstance(known, type) and issubclass(known, (Exception, SystemExit)):
+                kind = known
+            else:
+                own = "".join(filter(str.isidentifier, names[place])) or "Error"
+                kind = self._exceptions.setdefault(names[place:], named(own, kind))
+        return kind
+
+
+def named(name: str, base: type[BaseException], **members: Any) -> type[BaseException]:
+    """A class of ours."""
+    kind: Any = type(name, (base,), members)
+    return kind
+
+
+def made(kind: type[BaseException], arguments: Sequence[Any], message: str) -> BaseException:
+    """An exception with this text; of a base of its class where that wants other arguments."""
+    for base in kind.__mro__:
+        for given in (arguments, [message]):
+            try:
+                error = base(*given)
+                if base is kind and str(error)[:MAX_MESSAGE_CHARS] == message:
+                    return error
+                return named(kind.__name__, base, __str__=lambda _: message)(*given)  # pyright: ignore[reportUnknownLambdaType]
+            except Exception:
+                continue
+    return UnanswerableError(message)
+
+
+class Subject:
+    """Where an object of the subject's is."""
+
+    def __init__(self, line: Line, number: int, kind: str) -> None:
+        self.line = line
+        self.number = number
+        self.kind = kind
+
+    def ask(self, do: str, **more: Any) -> Any:
+        """A question about it."""
+        return self.line.ask(do, on=self.number, **more)
 
 
 class Remote:
-    """An object of the subject's."""
+    """An object of the subject's. Classes below this one have what it can do; see ``stand_in``."""
 
-    def __init__(self, line: Line, number: int, kind: str) -> None:
-        object.__setattr__(self, "_line", line)
-        object.__setattr__(self, "_number", number)
-        object.__setattr__(self, "_kind", kind)
+    __subject__: Subject
 
-    def _ask(self, do: str, **more: Any) -> Any:
-        return self._line.ask(do=do, on=self._number, **more)
+    def __init__(self, subject: Subject) -> None:
+        object.__setattr__(self, "__subject__", subject)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):
+        if name.startswith("__") and name.endswith("__") and name not in FORWARDED:
             raise AttributeError(name)
-        return self._ask("get", name=name)
+        return self.__subject__.ask("get", name=name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._ask("set", name=name, value=_outgoing(value))
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """What the subject's object returns."""
-        given = {name: _outgoing(value) for name, value in named.items()}
-        return self._ask("call", arguments=[_outgoing(each) for each in arguments], named=given)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._ask("item", key=_outgoing(key))
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._ask("put", key=_outgoing(key), value=_outgoing(value))
-
-    def __len__(self) -> int:
-        return int(self._ask("len"))
-
-    def __iter__(self) -> Iterator[Any]:
-        return RemoteIterator(self._ask("iter"))
-
-    def __next__(self) -> Any:
-        return self._ask("next")
+        self.__subject__.ask("set", name=name, value=_outgoing(value))
 
     def __str__(self) -> str:
-        return str(self._ask("str"))
+        return str(self.__subject__.ask("str"))
 
     def __repr__(self) -> str:
-        return str(self._ask("repr"))
+        return str(self.__subject__.ask("repr"))
 
     def __bool__(self) -> bool:
-        raise NotComparableError(f"the code under test returned a {self._kind}, which is neither true nor false here")
+        kind = self.__subject__.kind
+        raise UnanswerableError(f"the code under test returned a {kind}, which is neither true nor false here")
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -141,26 +201,66 @@ class Remote:
         return id(self)
 
 
-class RemoteIterator:
-    """What an object of the subject's yields, one after another; comparing them is the tests' business."""
+def _call(self: Remote, *arguments: Any, **named: Any) -> Any:
+    given = {name: _outgoing(value) for name, value in named.items()}
+    return self.__subject__.ask("call", arguments=[_outgoing(each) for each in arguments], named=given)
 
-    def __init__(self, source: Any) -> None:
-        self._source = source
 
-    def __iter__(self) -> RemoteIterator:
-        return self
+def _get_item(self: Remote, key: Any) -> Any:
+    return self.__subject__.ask("item", key=_outgoing(key))
 
-    def __next__(self) -> Any:
-        return next(self._source)
+
+def _set_item(self: Remote, key: Any, value: Any) -> None:
+    self.__subject__.ask("put", key=_outgoing(key), value=_outgoing(value))
+
+
+def _length(self: Remote) -> int:
+    return int(self.__subject__.ask("len"))
+
+
+def _iterator(self: Remote) -> Any:
+    return self.__subject__.ask("iter")
+
+
+def _next(self: Remote) -> Any:
+    return self.__subject__.ask("next")
+
+
+def _documentation(self: Remote) -> Any:
+    return self.__subject__.ask("get", name="__doc__")
+
+
+def _refuse(self: Remote, *_: Any) -> Any:
+    raise UnanswerableError(f"the code under test returned a {self.__subject__.kind}, which has no operators here")
+
+
+ABILITIES: dict[str, Callable[..., Any]] = {
+    "__call__": _call,
+    "__getitem__": _get_item,
+    "__setitem__": _set_item,
+    "__len__": _length,
+    "__iter__": _iterator,
+    "__next__": _next,
+}
+ALWAYS: dict[str, Any] = {"__doc__": property(_documentation), **{f"__{name}__": _refuse for name in REFUSED}}
+
+
+def stand_in(subject: Subject, abilities: Sequence[str]) -> Remote:
+    """One that can be called, iterated and so on only if its object can: tests ask for that as well."""
+    able = {name: ABILITIES[name] for name in abilities}
+    return type("Remote", (Remote,), {**ALWAYS, **able})(subject)
 
 
 def _outgoing(value: Any) -> Any:
     def handle(each: Any) -> Any:
-        if type(each) is Remote:
-            return ["handle", object.__getattribute__(each, "_number")]
+        if isinstance(each, Remote):
+            return ["handle", each.__subject__.number]
         raise NotPlainError(f"a {type(each).__name__} cannot be given to the code under test: only plain values can")
 
-    return encode(value, handle)
+    try:
+        return encode(value, handle)
+    except NotPlainError as error:
+        raise UnanswerableError(str(error)) from None
 
 
 class SubjectFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -182,12 +282,24 @@ class SubjectFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Its names are looked up there when they are used."""
-        remote = self._line.ask(do="import", name=module.__name__)
+        remote = self._line.ask("import", name=module.__name__)
 
         def look_up(name: str) -> Any:
+            if name == "__all__":
+                return offered(self._line.ask("names", name=module.__name__))
             return getattr(remote, name)
 
         module.__dict__["__getattr__"] = look_up
+        module.__dict__["__doc__"] = getattr(remote, "__doc__", None)
+
+
+def offered(names: Any) -> list[str]:
+    """For ``import *``: never what the importing module has already, nor what is built in."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith((__name__, "importlib.")):
+        frame = frame.f_back
+    taken = {*vars(builtins), *(frame.f_globals if frame is not None else ())}
+    return [name for name in names if isinstance(name, str) and name not in taken]
 
 
 def run(arguments: dict[str, Any], stdin: BinaryIO) -> None:
@@ -212,7 +324,11 @@ def run_tests(files: dict[str, str], report: Callable[[dict[str, Any]], None], *
     for name, message in broken.items():
         report({"test": name, "passed": False, "message": message})
     for suite, names_of in suites:
-        suite.run(Outcomes(names_of, report, skips_pass=skips_pass))
+        outcomes = Outcomes(names_of, report, skips_pass=skips_pass)
+        try:
+            suite.run(outcomes)
+        except BaseException as error:  # unittest lets some through, SystemExit out of setUpClass for one
+            outcomes.fail_all(text_of(error))
     for name, function in functions.items():
         message = outcome(function, skips_pass=skips_pass)
         report({"test": name, "passed": message is None, "message": message or ""})
@@ -229,6 +345,11 @@ class Outcomes(unittest.TestResult):
         self._skips_pass = skips_pass
         self._failed: set[str] = set()
 
+    def fail_all(self, message: str) -> None:
+        """What is around them has failed."""
+        for name in self._names.values():
+            self._report({"test": name, "passed": False, "message": message})
+
     def stopTest(self, test: unittest.TestCase) -> None:
         """A test that nothing was said against has passed."""
         super().stopTest(test)
@@ -240,8 +361,11 @@ class Outcomes(unittest.TestResult):
         self._tell(test, False, text_of(err[1]))
 
     def addError(self, test: unittest.TestCase, err: Any) -> None:
-        """It raised something else, or what comes before it did."""
-        self._tell(test, False, text_of(err[1]))
+        """It raised something else; or what is around the tests of its class did."""
+        if test.id() in self._names:
+            self._tell(test, False, text_of(err[1]))
+        else:
+            self.fail_all(text_of(err[1]))
 
     def addSubTest(self, test: unittest.TestCase, subtest: unittest.TestCase, err: Any) -> None:
         """A part of it has failed, if there is an error."""
@@ -285,15 +409,37 @@ def collect(files: dict[str, str]) -> tuple[Suites, dict[str, Callable[[], Any]]
         for name, value in defined.items():
             if inspect.isclass(value) and issubclass(value, unittest.TestCase):
                 if value.__module__ == module.__name__:
-                    cases = [value(method) for method in unittest.defaultTestLoader.getTestCaseNames(value)]
+                    methods = unittest.defaultTestLoader.getTestCaseNames(value)
+                    never_run = [method for method in methods if is_never_run(value, method)]
+                    broken.update({f"{path}::{name}::{method}": "unittest would never run it" for method in never_run})
+                    cases = [value(method) for method in methods if method not in never_run]
                     named = {case.id(): f"{path}::{name}::{case.id().rsplit('.', 1)[-1]}" for case in cases}
                     suites.append((unittest.TestSuite(cases), named))
+            elif (
+                inspect.isclass(value)
+                and name.startswith("Test")
+                and any(key.startswith("test") for key in vars(value))
+            ):
+                broken[f"{path}::{name}"] = "a class of tests must be a unittest.TestCase"
             elif name.startswith("test") and inspect.isfunction(value):
-                if inspect.signature(value).parameters or inspect.isgeneratorfunction(value):
+                if inspect.signature(value).parameters or is_generator(value):
                     broken[f"{path}::{name}"] = "tests with parameters (fixtures) and generators are not supported"
                 else:
                     functions[f"{path}::{name}"] = value
     return suites, functions, broken
+
+
+def is_generator(function: Any) -> bool:
+    """Called, it does nothing yet."""
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+def is_never_run(case: type[unittest.TestCase], name: str) -> bool:
+    """Whether unittest would call this method, throw away what waits to be run, and let it pass."""
+    method = getattr(case, name)
+    if inspect.iscoroutinefunction(method):
+        return not issubclass(case, unittest.IsolatedAsyncioTestCase)
+    return is_generator(method)
 
 
 def outcome(test: Callable[[], Any], *, skips_pass: bool) -> str | None:

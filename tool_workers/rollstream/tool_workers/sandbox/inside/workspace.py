@@ -1,8 +1,8 @@
 """Makes a workspace out of an archive or a git bundle, inside a sandbox that no agent ever sees, and packs it.
 
 Agents have read the answers in commits that were made later. So of every repository, wherever it lies, only the files
-that are there are kept; the outermost one becomes a repository of one new commit without author, date, remotes,
-reflogs, stashes or other objects.
+that are there are kept (``histories.py`` tells what is past); the one at the top becomes a repository of one new commit
+without author, date, remotes, reflogs, stashes or other objects.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tarfile
 
 from rollstream.tool_workers.sandbox.inside.archive import unpack
+from rollstream.tool_workers.sandbox.inside.histories import find_histories, is_name_of_past
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
@@ -22,8 +23,11 @@ if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
 GIT = "/usr/bin/git"
 BASE = "base"
 FAILED = 5
+NO_FILES = (
+    "it is a repository's history (a bare one, or the inside of a .git) and not its files: pack a checkout, or make a "
+    "git bundle and say kind = git-bundle"
+)
 STEP_TIMEOUT_S = 120
-PARTS_OF_A_BARE_ONE = ("HEAD", "objects", "refs")
 LEFTOVERS = ("logs", "hooks", "COMMIT_EDITMSG", "description", "info")
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -46,16 +50,18 @@ def run(arguments: dict[str, Any], stdin: BinaryIO) -> None:
     content = stdin.read()
     report, sys.stdout = sys.stdout, sys.stderr  # nothing but the archive may come out
     sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- as long as the process lives
-    if arguments["kind"] == "git-bundle":
-        unbundle(folder, content)
-    else:
-        try:
+    try:
+        if arguments["kind"] == "git-bundle":
+            unbundle(folder, content)
+        else:
             unpack(folder, content)
-        except SystemExit:
-            _fail("it is no tar or zip archive")
-    strip(folder)
-    with tarfile.open(fileobj=report.buffer, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-        tar.add(folder, arcname=".", filter=_anonymous)
+        strip(folder)
+        with tarfile.open(fileobj=report.buffer, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+            tar.add(folder, arcname=".", filter=_anonymous)
+    except SystemExit:
+        _fail("it is no tar or zip archive")
+    except Exception as error:
+        _fail(_reason(error, folder))
 
 
 def unbundle(folder: str, content: bytes) -> None:
@@ -79,12 +85,19 @@ def unbundle(folder: str, content: bytes) -> None:
 def strip(folder: str) -> None:
     """No repository keeps anything but its files; one in the folder itself begins anew with them."""
     is_repository = os.path.lexists(os.path.join(folder, ".git"))
-    for path in leftovers(folder):
+    histories = find_histories(folder)
+    for path in histories:
+        if path == folder:
+            _fail(NO_FILES)
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
         else:
             os.unlink(path)
-    if not is_repository or not os.path.exists(GIT):
+    if not is_repository:
+        if not _has_files(folder) and not all(is_name_of_past(os.path.basename(path)) for path in histories):
+            _fail(NO_FILES)
+        return
+    if not os.path.exists(GIT):
         return
     _git(folder, "init", "--quiet", "--initial-branch", BASE)
     _git(folder, "add", "--all", "--", ".")
@@ -97,19 +110,8 @@ def strip(folder: str) -> None:
             os.unlink(path)
 
 
-def leftovers(folder: str) -> list[str]:
-    """Everything called ``.git`` at or below a folder, and repositories that are nothing but a history."""
-    found: list[str] = []
-    for place, folders, names in os.walk(folder):
-        found += [os.path.join(place, name) for name in (*folders, *names) if name.lower() == ".git"]
-        for name in list(folders):
-            path = os.path.join(place, name)
-            is_bare = all(os.path.exists(os.path.join(path, part)) for part in PARTS_OF_A_BARE_ONE)
-            if is_bare and name.lower() != ".git":
-                found.append(path)
-            if is_bare or name.lower() == ".git":
-                folders.remove(name)
-    return found
+def _has_files(folder: str) -> bool:
+    return any(names for _, _, names in os.walk(folder))
 
 
 def _git(folder: str, *arguments: str) -> str:
@@ -130,6 +132,15 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member
+
+
+def _reason(error: Exception, folder: str) -> str:
+    if not isinstance(error, OSError) or not isinstance(error.filename, str):
+        return f"{type(error).__name__}: {error}"
+    path = os.path.relpath(error.filename, folder)
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return f"something in it lies below {path!r}, which is no folder in it"
+    return f"{error.strerror}: {path!r}"
 
 
 def _fail(reason: str) -> NoReturn:
