@@ -243,12 +243,12 @@ TRICKS = {
     ),
     "answers what was asked before": (
         SAY + "def f(x):\n    time.sleep(1.2 if x == 1 else 0)\n    return x\n",
-        "import signal",
+        "import signal; f = solution.f",
         "def ring(*_): raise TimeoutError",
         "signal.signal(signal.SIGALRM, ring)",
         "signal.setitimer(signal.ITIMER_REAL, 0.3)",
-        "with self.assertRaises(TimeoutError): solution.f(1)",
-        "self.assertEqual(solution.f(2), 1)",
+        "with self.assertRaises(TimeoutError): f(1)",
+        "self.assertEqual(f(2), 1)",
     ),
 }
 

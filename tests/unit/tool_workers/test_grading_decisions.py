@@ -5,6 +5,7 @@ import itertools
 import json
 import tarfile
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -27,8 +28,11 @@ from rollstream.tool_workers.grading.artefacts import (
 from rollstream.tool_workers.grading.cases import is_raised
 from rollstream.tool_workers.grading.comparing import UndecidedError, same_output, same_value
 from rollstream.tool_workers.grading.own import verdict_from
+from rollstream.tool_workers.grading.rooms import GradingRooms
 from rollstream.tool_workers.grading.verdict import Check, Verdict, verdict_of
 from rollstream.tool_workers.sandbox.inside.plain_values import NotPlainError, decode, encode
+from rollstream.tool_workers.sandbox.replies import Execution, KillCause, SandboxLostError
+from rollstream.tool_workers.sandbox.sandbox import Sandbox
 from rollstream.tool_workers.tool_runner import ToolRunner
 
 PLAIN = st.recursive(
@@ -384,6 +388,52 @@ def test_a_grade_is_whole_however_little_a_model_reads_of_a_result() -> None:
     failed = runner.result(call, ToolOutput(grade, "error"))
     read = runner.result(msgspec.structs.replace(call, tool="bash"), ToolOutput(grade))
     assert (failed.is_truncated, read.is_truncated) == (True, True)
+
+
+class FullSandbox(Sandbox):
+    """Unpacks as it is told to."""
+
+    def __init__(self, exit_code: int | None, cause: KillCause | None) -> None:
+        self._done = Execution(exit_code, cause, "no room", "", 7, 0.0)
+
+    async def operate(
+        self,
+        operation: str,
+        arguments: Mapping[str, Any],
+        *,
+        timeout_s: float,
+        stdin: bytes = b"",
+        output_bytes: int | None = None,
+    ) -> Execution:
+        return self._done
+
+    async def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "cause", "of_agents", "of_tasks"),
+    [
+        (1, None, ArtefactError, ToolError),
+        (0, None, ArtefactError, ToolError),
+        (None, "files", ArtefactError, ToolError),
+        (None, "timeout", ArtefactError, SandboxLostError),
+        (None, "failed_to_start", SandboxLostError, SandboxLostError),
+    ],
+    ids=["failed", "left out", "too many", "too long", "not started"],
+)
+async def test_who_leaves_what_cannot_be_unpacked_is_to_blame(
+    exit_code: int | None, cause: KillCause | None, of_agents: type[Exception], of_tasks: type[Exception]
+) -> None:
+    class Opener:
+        async def open(self) -> FullSandbox:
+            return FullSandbox(exit_code, cause)  # pyright: ignore[reportAbstractUsage] -- no other call is made
+
+    async with GradingRooms(Opener(), max_gradings=1).room() as room:
+        with pytest.raises(of_agents) as agents:
+            await room.open(Artefacts({"solution.py": b""}), {"test.py": ""})
+        with pytest.raises(of_tasks) as tasks:
+            await room.open(None, {"test.py": ""})
+    assert (type(agents.value), type(tasks.value)) == (of_agents, of_tasks)
 
 
 @pytest.mark.parametrize("outcome", [float("nan"), {"reward": 1.0, "part": float("inf")}, {"part": 1.0}])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+import msgspec
+
 from rollstream.tool_workers.sandbox.replies import BridgeEnd, SandboxLostError, frame, frame_size, parse_bridge_end
 from rollstream.tool_workers.sandbox.spawning import SupervisorProcess
 
@@ -58,6 +60,7 @@ class SupervisedBridge:
         self._end: BridgeEnd | None = None
         self._reading = asyncio.Lock()
         self._header: bytes | None = None
+        self._oom_kills = process.facts.oom_kills() or 0
 
     async def write(self, data: bytes) -> None:
         """In pieces, each when there is room."""
@@ -79,7 +82,7 @@ class SupervisedBridge:
                     self._complaint += body
                     del self._complaint[:-MAX_COMPLAINT_BYTES]
                 elif kind == b"x":
-                    self._end = parse_bridge_end(body)
+                    self._end = self._explained(parse_bridge_end(body))
                 else:
                     self._process.kill()
                     raise SandboxLostError(f"the supervisor sent a frame of unknown kind {kind!r}")
@@ -94,6 +97,11 @@ class SupervisedBridge:
     def end(self) -> BridgeEnd | None:
         """None while it runs."""
         return self._end
+
+    def _explained(self, end: BridgeEnd) -> BridgeEnd:
+        """The kernel may have been quicker than the supervisor, and it may count where only we can see it."""
+        is_killed = end.cause is None and (self._process.facts.oom_kills() or 0) > self._oom_kills
+        return msgspec.structs.replace(end, cause="memory") if is_killed else end
 
     async def _send(self, body: bytes) -> None:
         try:

@@ -70,6 +70,8 @@ class BridgeRelay:
         for fd in list(self._streams):
             while self._forward(fd):
                 continue
+        if self._cause is None and self._resources.has_run_out_of_memory:
+            self._cause = "memory"
         self._channel.send(b"x" + json.dumps({"cause": self._cause, "denied": self._denials.take()}).encode())
         while True:
             self._channel.receive()

@@ -27,6 +27,8 @@ PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 START_TIMEOUT_S = 5.0
+NOBODY = 0
+"""In place of the number of a program that could not be started. To a signal it means our own group."""
 FAILED_TO_START = 71
 KILL_WITHIN_S = 20.0
 """Many processes with large page tables take the kernel seconds to end, and that is no reason to lose a sandbox."""
@@ -84,7 +86,12 @@ class Processes:
         input_fd_of_child, input_fd = os.pipe()
         output_fd, output_fd_of_child = os.pipe()
         failure_fd, failure_fd_of_child = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as refusal:  # the machine, its user or its container has no more processes to give
+            for fd in (input_fd_of_child, output_fd_of_child, failure_fd, failure_fd_of_child):
+                os.close(fd)
+            return Started(NOBODY, input_fd, output_fd, f"it cannot be started: {refusal}".encode())
         if pid == 0:
             error = output_fd_of_child if error_fd is None else error_fd
             self._become(body, (input_fd_of_child, output_fd_of_child, error), failure_fd_of_child, inherited, cpu_s)
@@ -137,6 +144,8 @@ class Processes:
 
     def kill_one(self, pid: int) -> None:
         """End one that was kept."""
+        if pid == NOBODY:
+            return
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -196,8 +205,9 @@ class Processes:
             os._exit(FAILED_TO_START)
 
     def _set_limits(self, cpu_s: float) -> None:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
+        score_fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(score_fd, b"1000")
+        os.close(score_fd)
         limits = self._limits
         for kind, value in (
             (resource.RLIMIT_MEMLOCK, 65536),
