@@ -126,6 +126,12 @@ class Watched(BubblewrapSpawner):
         return self.processes[-1]
 
 
+MANY_QUESTIONS = {
+    "test_many.py": "import solution\ndef test_many():\n    for n in range(200): assert solution.double(n) == 2 * n\n"
+}
+"""So that whichever is killed is still needed, however late that is noticed."""
+
+
 @pytest.mark.parametrize("whose", ["tests", "code"])
 @pytest.mark.parametrize("after_writes", [1, 2, 3, 6])
 async def test_a_sandbox_that_is_killed_from_outside_is_lost(
@@ -150,7 +156,7 @@ async def test_a_sandbox_that_is_killed_from_outside_is_lost(
         GradingRooms(factory, max_gradings=1).room() as room,
     ):
         with pytest.raises(SandboxLostError):
-            await grade_unit_tests(UnitTests(tests=TESTS, modules=["solution"]), artefacts, room)
+            await grade_unit_tests(UnitTests(tests=TESTS | MANY_QUESTIONS, modules=["solution"]), artefacts, room)
 
 
 def test_of(*lines: str) -> dict[str, str]:
