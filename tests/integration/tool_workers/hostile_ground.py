@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory, SupervisedSandbox
 from rollstream.tool_workers.sandbox.spawning import BubblewrapSpawner, Spawner
@@ -152,6 +155,20 @@ class Outside:
                     return
                 self.heard.append("datagram")
                 self.udp.sendto(b"heard", sender)
+
+
+async def said_by_script(script: str, facts: Mapping[str, object]) -> Any:
+    """What a script that takes ``facts`` from its command line prints as JSON; it gives up root, so it runs apart."""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", script, json.dumps(facts)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @asynccontextmanager

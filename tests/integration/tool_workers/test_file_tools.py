@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from tool_desk import use_tool
 
-from rollstream.schemas.tools import ToolCall, ToolResult
+from rollstream.schemas.tools import ToolResult
 from rollstream.tool_workers.registry import load_tools
 from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory
 from rollstream.tool_workers.settings import SandboxSettings
-from rollstream.tool_workers.tool_runner import ToolRunner
 
 pytestmark = pytest.mark.sandbox
 
@@ -26,27 +25,11 @@ CallTool = Callable[..., Awaitable[ToolResult]]
 @pytest_asyncio.fixture
 async def use() -> AsyncIterator[CallTool]:
     limits = SandboxSettings()
-    runner = ToolRunner(worker_id="w", max_output_chars=16_000)
     async with SandboxFactory(build_spawner("bwrap", limits), limits, max_running_programs=4) as factory:
         sandbox = await factory.open()
 
         async def call(name: str, timeout_s: float = 20.0, **arguments: Any) -> ToolResult:
-            tool = TOOLS.get(name)
-            assert tool is not None
-            text = json.dumps(arguments)
-            record = ToolCall(
-                call_id="c",
-                session_id="s",
-                turn=0,
-                token=None,
-                tool=name,
-                arguments=text,
-                deadline=time.time() + 60,
-                timeout_s=timeout_s,
-                reply_topic="",
-                reply_partition=0,
-            )
-            return await runner.run(tool, record, tool.parse(text), sandbox, queue_s=0.0)
+            return await use_tool(TOOLS, sandbox, name, timeout_s, arguments)
 
         yield call
         await sandbox.close()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hostile_ground import PRELUDE, Outside, WeakenedSpawner, opened
+from hostile_ground import PRELUDE, Outside, WeakenedSpawner, opened, said_by_script
 from hostile_payloads import ABSENT_CALLS, ATTEMPTS, FORBIDDEN_CALLS, SOCKETS
 
 from rollstream.tool_workers.sandbox.replies import Execution, SandboxLostError
@@ -142,16 +138,7 @@ asyncio.run(main())
 @pytest.mark.skipif(os.geteuid() != 0, reason="the whole suite runs as a plain user already")
 async def test_a_plain_user_holds_all_of_it_too(outside: Outside) -> None:
     script = AS_NOBODY.format(folder=str(Path(__file__).parent))
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", script, json.dumps(outside.facts)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said = await said_by_script(script, outside.facts)
     assert len(said) == len(ATTEMPTS) + len(FORBIDDEN_CALLS)
     assert {name: output for name, output in said.items() if output != "HELD\n"} == {}
     assert outside.is_untouched()

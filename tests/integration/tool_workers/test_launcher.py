@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from rollstream.tool_workers.sandbox.launching import LauncherProcess
 from rollstream.tool_workers.sandbox.outside.cgroups import find_mounts, start_ticks
 from rollstream.tool_workers.sandbox.replies import SandboxLostError
 from rollstream.tool_workers.sandbox.sandbox import SandboxFactory
-from rollstream.tool_workers.sandbox.spawning import BubblewrapSpawner, UnsafeLocalSpawner
+from rollstream.tool_workers.sandbox.spawning import BubblewrapSpawner, Spawner, UnsafeLocalSpawner
 from rollstream.tool_workers.settings import SandboxSettings
 
 pytestmark = pytest.mark.sandbox
@@ -235,13 +235,10 @@ def test_a_launcher_that_may_start_no_process_fails_one_sandbox_and_no_other() -
     assert all("cannot start a sandbox: [Errno 11]" in each and "ulimit -u" in each for each in failures)
 
 
-def test_a_worker_that_runs_out_of_descriptors_is_refused_one_sandbox_and_forgets_none() -> None:
-    spawner = BubblewrapSpawner(LIMITS)
-    spawner.launcher.start()
-    launcher = own_launcher()
-    held = set(os.listdir("/proc/self/fd"))
+def refusals(spawner: Spawner, limits: Iterable[int]) -> list[str]:
+    """Of one supervisor after another, each under a limit of descriptors; those that start are disposed of."""
     failures: list[str] = []
-    for allowed in range(len(held) - 1, len(held) + 20):
+    for allowed in limits:
         try:
             with descriptors_limited_to(allowed):
                 supervisor = spawner.spawn()
@@ -250,6 +247,15 @@ def test_a_worker_that_runs_out_of_descriptors_is_refused_one_sandbox_and_forget
         else:
             supervisor.channel.close()
             supervisor.dispose()
+    return failures
+
+
+def test_a_worker_that_runs_out_of_descriptors_is_refused_one_sandbox_and_forgets_none() -> None:
+    spawner = BubblewrapSpawner(LIMITS)
+    spawner.launcher.start()
+    launcher = own_launcher()
+    held = set(os.listdir("/proc/self/fd"))
+    failures = refusals(spawner, range(len(held) - 1, len(held) + 20))
     assert any("this worker cannot take over a sandbox: no more open files" in each for each in failures), failures
     assert set(os.listdir("/proc/self/fd")) == held
     wait_until(lambda: children(launcher) == [])
@@ -275,16 +281,7 @@ def test_a_launcher_that_cannot_be_started_is_an_error_of_that_call_only() -> No
 def test_an_unisolated_supervisor_that_cannot_be_started_leaves_nothing(tmp_path: Path) -> None:
     spawner = UnsafeLocalSpawner(LIMITS)
     held = set(os.listdir("/proc/self/fd"))
-    failures: list[str] = []
-    for allowed in range(len(held) - 1, len(held) + 8):
-        try:
-            with descriptors_limited_to(allowed):
-                supervisor = spawner.spawn()
-        except IsolationError as error:
-            failures.append(str(error))
-        else:
-            supervisor.channel.close()
-            supervisor.dispose()
+    failures = refusals(spawner, range(len(held) - 1, len(held) + 8))
     assert any("no supervisor can be started: [Errno 24]" in each for each in failures), failures
     assert set(os.listdir("/proc/self/fd")) == held
     spawner.close()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from attack_cases import Attack
-from hostile_ground import PRELUDE, Outside, WeakenedSpawner, opened
+from hostile_ground import PRELUDE, Outside, WeakenedSpawner, opened, said_by_script
 from kernel_attacks import RIGHTS, UNUSUAL
 from spying_attacks import SPYING
 from supervisor_attacks import FOOLING, SIGNALS, SLOWING
@@ -171,16 +169,7 @@ asyncio.run(main())
 @pytest.mark.skipif(os.geteuid() != 0, reason="the whole suite runs as a plain user already")
 async def test_a_plain_user_holds_every_attack_too_and_keeps_the_names_of_keys(outside: Outside) -> None:
     script = AS_NOBODY.format(folders=[str(FOLDER), str(FOLDER.parent)])
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", script, json.dumps(outside.facts)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    key, said, weak = json.loads(done.stdout)
+    key, said, weak = await said_by_script(script, outside.facts)
     assert said.keys() == ATTACKS.keys() | SIGNALS.keys()
     assert {name: output for name, output in said.items() if output != "HELD\n"} == {}
     assert outside.is_untouched()

@@ -98,6 +98,15 @@ async def test_too_many_things_of_the_kernel_end_a_call(name: str) -> None:
         assert (await sandbox.python("import os; print(os.openpty() != ())", timeout_s=10)).output == "True\n"
 
 
+async def causes_of_its_end(code: str) -> list[str | None]:
+    """Under the tight limit of memory, and under the roomy one."""
+    causes: list[str | None] = []
+    for limits in (TIGHT, ROOMY):
+        async with opened(BubblewrapSpawner(limits), limits) as sandbox:
+            causes.append((await sandbox.python(code, timeout_s=12)).cause)
+    return causes
+
+
 async def test_page_tables_count_as_memory() -> None:
     """One touched page in each 2 MiB, given back at once: nothing is left but the tables."""
     code = PRELUDE + (
@@ -109,11 +118,7 @@ async def test_page_tables_count_as_memory() -> None:
         f"        m.madvise(mmap.MADV_DONTNEED); time.sleep({4 * HELD_S}); os._exit(0)\n"
         f"time.sleep({2 * HELD_S})\nprint('END')"
     )
-    causes: list[str | None] = []
-    for limits in (TIGHT, ROOMY):
-        async with opened(BubblewrapSpawner(limits), limits) as sandbox:
-            causes.append((await sandbox.python(code, timeout_s=12)).cause)
-    assert causes == ["memory", None]
+    assert await causes_of_its_end(code) == ["memory", None]
 
 
 async def test_mappings_count_as_memory() -> None:
@@ -127,11 +132,7 @@ async def test_mappings_count_as_memory() -> None:
         f"        time.sleep({8 * HELD_S}); os._exit(0)\n"
         f"time.sleep({4 * HELD_S})\nprint('END')"
     )
-    causes: list[str | None] = []
-    for limits in (TIGHT, ROOMY):
-        async with opened(BubblewrapSpawner(limits), limits) as sandbox:
-            causes.append((await sandbox.python(code, timeout_s=12)).cause)
-    assert causes == ["memory", None]
+    assert await causes_of_its_end(code) == ["memory", None]
 
 
 async def test_memory_that_takes_long_to_look_at_ends_the_call_and_not_the_session() -> None:

@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import time
 import unicodedata
 from pathlib import Path
 
 import pytest
 from tool_attacks import ARGUMENTS, PREPARED
+from tool_desk import use_tool
 
-from rollstream.schemas.tools import ToolCall, ToolResult
+from rollstream.schemas.tools import ToolResult
 from rollstream.tool_workers.arguments import InvalidArgumentsError
 from rollstream.tool_workers.registry import load_tools
 from rollstream.tool_workers.sandbox.levels import build_spawner
 from rollstream.tool_workers.sandbox.sandbox import Sandbox, SandboxFactory
 from rollstream.tool_workers.settings import SandboxSettings
-from rollstream.tool_workers.tool_runner import ToolRunner
 
 pytestmark = pytest.mark.sandbox
 
 TOOLS = load_tools(["bash", "str_replace_editor", "find_text"])
 LIMITS = SandboxSettings()
-RUNNER = ToolRunner(worker_id="w", max_output_chars=16_000)
 TIME_S = 3.0
 FIRST_USER = Path("/etc/passwd").read_text().splitlines()[0]
 
 
 async def use(sandbox: Sandbox, name: str, **arguments: object) -> ToolResult:
-    tool = TOOLS.get(name)
-    assert tool is not None
-    text = json.dumps(arguments)
-    call = ToolCall(
-        call_id="c",
-        session_id="s",
-        turn=0,
-        token=None,
-        tool=name,
-        arguments=text,
-        deadline=time.time() + 60,
-        timeout_s=TIME_S,
-        reply_topic="",
-        reply_partition=0,
-    )
-    return await RUNNER.run(tool, call, tool.parse(text), sandbox, queue_s=0.0)
+    return await use_tool(TOOLS, sandbox, name, TIME_S, arguments)
 
 
 async def test_hostile_arguments_are_answered_and_reach_nothing_outside() -> None:

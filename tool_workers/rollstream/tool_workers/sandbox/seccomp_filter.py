@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any
 
 from rollstream.schemas.errors import IsolationError
+from rollstream.tool_workers.sandbox.inside.denials import MAP_HUGETLB
 from rollstream.tool_workers.sandbox.system_calls import (
     ALLOWED,
     ALLOWED_SOCKET_FAMILIES,
@@ -40,8 +41,7 @@ BUFFER_SIZES = (7, 8)
 SOL_SOCKET = 1
 RLIMIT_CORE = 4
 """Below and above ours, the kernel hands what crashes to a program of the host where its core_pattern names one."""
-MAP_SHARED, MAP_HUGETLB = 1, 0x40000
-"""The pool of huge pages is the machine's, and what is taken of it is in no process's memory."""
+MAP_SHARED = 1
 PRIO_USER, IOPRIO_WHO_USER = 2, 3
 SUPERVISOR_PID = 1
 ASKED_BY_ARGUMENTS = ("clone", "socket", "socketpair", "fcntl", "mmap", "prlimit64", "ioctl")

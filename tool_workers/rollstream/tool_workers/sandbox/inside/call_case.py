@@ -7,8 +7,8 @@ import json
 import os
 import sys
 
-from rollstream.tool_workers.sandbox.inside.own_streams import take_streams
-from rollstream.tool_workers.sandbox.inside.plain_values import NotPlainError, encode
+from rollstream.tool_workers.sandbox.inside.own_streams import take_streams, write_all
+from rollstream.tool_workers.sandbox.inside.plain_values import NotPlainError, encode, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
@@ -23,9 +23,7 @@ def run(arguments: dict[str, Any], stdin: BinaryIO) -> None:
     questions, answers = take_streams()
     os.close(questions)
     sys.path.insert(0, os.getcwd())
-    left = memoryview(json.dumps(_answer(arguments)).encode())
-    while left:
-        left = left[os.write(answers, left) :]
+    write_all(answers, json.dumps(_answer(arguments)).encode())
     os._exit(0)
 
 
@@ -37,7 +35,7 @@ def _answer(arguments: dict[str, Any]) -> dict[str, Any]:
         for part in name.split("."):
             function = getattr(function, part)
     except BaseException as error:  # whatever the agent's code raises
-        return {"failed": f"it cannot be called: {type(error).__name__}: {_text(error)}"}
+        return {"failed": f"it cannot be called: {type(error).__name__}: {text_of(error, MAX_MESSAGE_CHARS)}"}
     try:
         value = function(*arguments["args"], **arguments["kwargs"])
     except BaseException as error:  # whatever the agent's code raises
@@ -45,11 +43,4 @@ def _answer(arguments: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"value": encode(value)}
     except NotPlainError as error:
-        return {"failed": f"it returned no plain value: {_text(error)}"}
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)[:MAX_MESSAGE_CHARS]
-    except BaseException:  # of the agent's code
-        return ""
+        return {"failed": f"it returned no plain value: {text_of(error, MAX_MESSAGE_CHARS)}"}

@@ -11,8 +11,8 @@ import json
 import os
 import sys
 
-from rollstream.tool_workers.sandbox.inside.own_streams import take_streams
-from rollstream.tool_workers.sandbox.inside.plain_values import NotPlainError, decode, encode
+from rollstream.tool_workers.sandbox.inside.own_streams import take_streams, write_all
+from rollstream.tool_workers.sandbox.inside.plain_values import NotPlainError, decode, encode, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module typing would take a megabyte of every sandbox
@@ -31,12 +31,9 @@ def run(arguments: dict[str, Any], stdin: BinaryIO) -> None:
     sys.path.insert(0, folder)
     os.chdir(folder)
     host = CodeHost()
-    with os.fdopen(questions, "rb") as lines, os.fdopen(answers, "wb", buffering=0) as replies:
+    with os.fdopen(questions, "rb") as lines:
         for line in lines:
-            reply = json.dumps(host.answer(json.loads(line))).encode() + b"\n"
-            left = memoryview(reply)
-            while left:
-                left = left[replies.write(left) :]
+            write_all(answers, json.dumps(host.answer(json.loads(line))).encode() + b"\n")
 
 
 class CodeHost:
@@ -52,7 +49,11 @@ class CodeHost:
         try:
             value = self._do(question)
         except BaseException as error:  # whatever the code under test raises, SystemExit included
-            return {"raised": _classes(type(error)), "message": _text(error), "arguments": _arguments(error)}
+            return {
+                "raised": _classes(type(error)),
+                "message": text_of(error, MAX_MESSAGE_CHARS),
+                "arguments": _arguments(error),
+            }
         try:
             return {"value": self._encode(value)}
         except NotPlainError as error:
@@ -125,10 +126,3 @@ def _arguments(error: BaseException) -> Any:
         return [encode(each) for each in error.args]
     except BaseException:  # of the code under test, too
         return None
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)[:MAX_MESSAGE_CHARS]
-    except BaseException:  # of the code under test
-        return ""

@@ -32,7 +32,7 @@ AF_INET, AF_INET6 = 2, 10
 INTERNET_SOCKET = "internet_socket"
 SHARED_MAPPING = "mmap"
 MAP_HUGETLB = 0x40000
-"""Never given: no program needs it, and the pool is the machine's."""
+"""Never given: no program needs it, the pool is the machine's, and what is taken of it is in no process's memory."""
 SHARED_PER_MEMORY = 2
 """Most bytes of shared mappings, as a multiple of the memory; mappings of files are counted too."""
 

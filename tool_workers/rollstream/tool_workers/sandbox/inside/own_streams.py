@@ -12,3 +12,10 @@ def take_streams() -> tuple[int, int]:
     for fd in (0, 1, 2):
         os.dup2(nothing, fd)
     return incoming, outgoing
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """Unbuffered, and to the end."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]

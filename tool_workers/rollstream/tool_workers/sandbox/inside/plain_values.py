@@ -90,6 +90,14 @@ def decode(value: Any, handle: Callable[[Any], Any] | None = None, depth: int = 
     raise NotPlainError("not a plain value: unknown kind, or too deep")
 
 
+def text_of(error: BaseException, max_chars: int) -> str:
+    """What an exception of the agent's code says, which may be code of the agent's again."""
+    try:
+        return str(error)[:max_chars]
+    except BaseException:  # of the agent's code
+        return ""
+
+
 def _checked_int(value: int) -> int:
     if value.bit_length() > MAX_INT_BITS:
         raise NotPlainError(f"not a plain value: an int of {value.bit_length()} bits")

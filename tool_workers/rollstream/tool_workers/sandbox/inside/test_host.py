@@ -22,7 +22,7 @@ import threading
 import traceback
 import unittest
 
-from rollstream.tool_workers.sandbox.inside.own_streams import take_streams
+from rollstream.tool_workers.sandbox.inside.own_streams import take_streams, write_all
 from rollstream.tool_workers.sandbox.inside.plain_values import NotPlainError, decode, encode
 
 TYPE_CHECKING = False
@@ -71,10 +71,9 @@ class Line:
 
     def send(self, message: dict[str, Any]) -> None:
         """One message."""
-        left = memoryview(json.dumps(message).encode() + b"\n")
+        line = json.dumps(message).encode() + b"\n"
         with self._sending:
-            while left:
-                left = left[self._outgoing.write(left) :]
+            write_all(self._outgoing.fileno(), line)
 
     def ask(self, do: str, **question: Any) -> Any:
         """What the subject answers; raises what it raises, and UnanswerableError."""

@@ -59,7 +59,8 @@ class ResourceWatch:
         if now < self.next_look:
             return None
         self.next_look = now + INTERVAL_S
-        if self._memory_bytes() > self._limits.memory_bytes:
+        sockets = open_sockets() if self._processes.is_namespace_init else 0
+        if self._memory_bytes(sockets) > self._limits.memory_bytes:
             return "memory"
         used_cpu_s = self.cpu_s()
         if used_cpu_s - self._cpu_s_before > self._limits.call_cpu_s or used_cpu_s > self._limits.session_cpu_s:
@@ -68,7 +69,7 @@ class ResourceWatch:
         if (files := self._files()) > self._limits.files and files > self._files_before:
             return "files"
         if self._processes.is_namespace_init and (
-            open_sockets() > self._limits.sockets or open_terminals() > MAX_TERMINALS or has_many_locks()
+            sockets > self._limits.sockets or open_terminals() > MAX_TERMINALS or has_many_locks()
         ):
             return "files"
         return None
@@ -85,23 +86,23 @@ class ResourceWatch:
     def _files(self) -> int:
         return used_files(self._limits.memory_folders)
 
-    def _memory_bytes(self) -> float:
-        """Memory of all programs and of files in memory; exact only if the cheap upper bound is over the limit."""
+    def _memory_bytes(self, sockets: int) -> float:
+        """Memory of all programs, and what is in none; exact only if the cheap upper bound is over the limit."""
         if not self._processes.is_namespace_init:
             return sum(resident_bytes(pid) for pid in self._processes.all())
         pids = self._processes.all()
-        files = sum(used_bytes(path) for path in self._limits.memory_folders)
-        if open_sockets() > 0:
-            files += queued_bytes()
+        in_none = sum(used_bytes(path) for path in self._limits.memory_folders)
+        if sockets > 0:
+            in_none += queued_bytes()
         if len(pids) > FEW_PROCESSES:
-            files += MAPPINGS_BYTES * sum(has_many_mappings(pid) for pid in pids)
-        total = files + sum(resident_bytes(pid) for pid in pids)
-        return total if total <= self._limits.memory_bytes else self._exact_memory_bytes(files, pids)
+            in_none += MAPPINGS_BYTES * sum(has_many_mappings(pid) for pid in pids)
+        total = in_none + sum(resident_bytes(pid) for pid in pids)
+        return total if total <= self._limits.memory_bytes else self._exact_memory_bytes(in_none, pids)
 
-    def _exact_memory_bytes(self, files: int, pids: Collection[int]) -> float:
+    def _exact_memory_bytes(self, in_none: int, pids: Collection[int]) -> float:
         """Shared pages counted once. What cannot be looked at in time cannot be allowed: it grows meanwhile."""
         deadline = time.monotonic() + LOOK_WITHIN_S
-        total = files
+        total = in_none
         for pid in pids:
             total += proportional_bytes(pid)
             if time.monotonic() > deadline:
