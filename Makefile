@@ -1,9 +1,9 @@
 # Everything starts with `make demo` or `make test`; both make the environment first. GPU: make EXTRA=gpu ...
 EXTRA ?= cpu
 BIN := .venv/bin
-COMPILE = uv pip compile pyproject.toml requirements/build.in --extra datasets --extra otel --generate-hashes \
+COMPILE = uv pip compile pyproject.toml requirements/build.in --extra datasets --extra otel --extra s3 --generate-hashes \
 	--no-emit-index-url --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_28 --quiet
-WORKSHOP = --extra broker --extra plots --group dev
+WORKSHOP = --extra broker --extra plots --group dev --group trainers
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test lint types format bench chaos sim requirements clean
