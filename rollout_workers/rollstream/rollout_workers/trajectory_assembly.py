@@ -111,6 +111,7 @@ def assemble(
         ),
         worker_id=facts.worker_id,
         extra=task.extra,
+        replacement=task.replacement,
     )
 
 

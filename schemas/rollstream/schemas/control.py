@@ -80,6 +80,29 @@ class Pause(Message, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class WantedMember(msgspec.Struct, frozen=True, kw_only=True):
+    """A member of a group whose place is to be filled by another rollout of the same prompt."""
+
+    group_index: int
+    member_index: int
+    replacement: int
+    """From 1: the how-many-th attempt to fill the place."""
+
+
+class BackfillWanted(Message, frozen=True, kw_only=True):
+    """All replacements that a trainer wants of a run now. Key: ``backfill/<run_id>``; the newest record holds.
+
+    The run's producer emits each wanted task once: same group, prompt and partition, an id of its own.
+    """
+
+    topic: ClassVar[str] = "control"
+
+    run_id: str
+    members: list[WantedMember]
+    """At most 4096, each (group_index, member_index) once; empty: nothing is wanted any more."""
+    updated_at: float = 0.0
+
+
 class WorkerStatus(Message, frozen=True, kw_only=True):
     """A worker's own word on what it does, every few seconds. Key: ``worker/<worker_id>``; final one: ``stopped``."""
 
@@ -100,4 +123,6 @@ class WorkerStatus(Message, frozen=True, kw_only=True):
     stats: dict[str, float] = msgspec.field(default_factory=dict[str, float])
 
 
-ControlMessage = PolicyVersion | TrainerStart | TrainerProgress | ProducerProgress | Pause | WorkerStatus
+ControlMessage = (
+    PolicyVersion | TrainerStart | TrainerProgress | ProducerProgress | Pause | BackfillWanted | WorkerStatus
+)

@@ -20,9 +20,10 @@ def group_id(run_id: str, group_index: int) -> str:
     return _digest("group", run_id, group_index)
 
 
-def trajectory_id(run_id: str, group_index: int, member_index: int) -> str:
-    """The id of one task and of its one trajectory."""
-    return _digest("trajectory", run_id, group_index, member_index)
+def trajectory_id(run_id: str, group_index: int, member_index: int, replacement: int = 0) -> str:
+    """The id of one task and of its one trajectory; of a member's ``replacement``-th replacement from 1 on."""
+    number = (replacement,) if replacement else ()
+    return _digest("trajectory", run_id, group_index, member_index, *number)
 
 
 def session_id(trajectory_id: str, birth: int, lane: str = "") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from rollstream.schemas.control import (
+    BackfillWanted,
     Pause,
     PolicyVersion,
     ProducerProgress,
@@ -31,6 +32,7 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     TrainerProgress,
     ProducerProgress,
     Pause,
+    BackfillWanted,
     WorkerStatus,
     DeadLetter,
     DeadLetterResolution,

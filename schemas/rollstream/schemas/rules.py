@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
-from rollstream.schemas.control import PolicyVersion, ProducerProgress, TrainerProgress, WorkerStatus
+from rollstream.schemas.control import BackfillWanted, PolicyVersion, ProducerProgress, TrainerProgress, WorkerStatus
 from rollstream.schemas.dead_letters import DeadLetterResolution
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.journal import JournalRecord
@@ -19,6 +19,7 @@ from rollstream.schemas.violations import Violation
 
 MAX_GROUP_SIZE = 65_536
 MAX_ID_CHARS = 512
+MAX_WANTED_MEMBERS = 4096
 
 
 def check_message(message: Message) -> None:
@@ -73,6 +74,7 @@ def _check_group(message: RolloutTask | Trajectory) -> None:
         message.member_index,
         f"must be in [0, group_size={message.group_size})",
     )
+    _require(message.replacement >= 0, "replacement", message.replacement, "must be >= 0")
     check_sampling(message.sampling)
 
 
@@ -158,6 +160,20 @@ def _check_producer_progress(progress: ProducerProgress) -> None:
     )
 
 
+def _check_backfill(wanted: BackfillWanted) -> None:
+    _check_id("run_id", wanted.run_id)
+    count = len(wanted.members)
+    _require(count <= MAX_WANTED_MEMBERS, "members", f"{count} items", f"must be at most {MAX_WANTED_MEMBERS}")
+    places: set[tuple[int, int]] = set()
+    for index, member in enumerate(wanted.members):
+        for name, least in (("group_index", 0), ("member_index", 0), ("replacement", 1)):
+            value = getattr(member, name)
+            _require(value >= least, f"members[{index}].{name}", value, f"must be >= {least}")
+        place = (member.group_index, member.member_index)
+        _require(place not in places, f"members[{index}]", place, "must name a member that no other item names")
+        places.add(place)
+
+
 def _check_worker(status: WorkerStatus) -> None:
     _check_id("worker_id", status.worker_id)
     _require(status.running >= 0, "running", status.running, "must be >= 0")
@@ -199,6 +215,7 @@ _RULES: dict[type[Message], Callable[[Any], None]] = {
     PolicyVersion: _check_policy,
     TrainerProgress: _check_trainer_progress,
     ProducerProgress: _check_producer_progress,
+    BackfillWanted: _check_backfill,
     WorkerStatus: _check_worker,
     DeadLetterResolution: _check_resolution,
 }

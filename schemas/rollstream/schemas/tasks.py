@@ -116,3 +116,5 @@ class RolloutTask(Message, frozen=True, kw_only=True):
     """Unix seconds after which running it is pointless; None: no deadline."""
     extra: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
     """Passed through to the trajectory."""
+    replacement: int = 0
+    """0: the member's task as first emitted; r: the r-th one that a trainer asked for in its place (backfill)."""

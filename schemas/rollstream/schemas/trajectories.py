@@ -143,3 +143,5 @@ class Trajectory(Message, frozen=True, kw_only=True):
     timing: Timing = Timing()
     worker_id: str = ""
     extra: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
+    replacement: int = 0
+    """That of its task."""

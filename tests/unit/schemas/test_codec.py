@@ -172,6 +172,7 @@ REQUIRED_SINCE_VERSION_1: dict[str, set[str]] = {
     "TrainerProgress": {"trainer_id", "lineage", "version", "groups_consumed", "groups_dropped", "emit_limit"},
     "ProducerProgress": {"run_id", "groups_emitted", "group_size"},
     "Pause": {"is_paused"},
+    "BackfillWanted": {"run_id", "members"},
     "WorkerStatus": {"worker_id", "role", "state"},
     "DeadLetter": {
         "origin_topic", "origin_partition", "origin_offset", "key", "value", "headers", "role", "worker_id",

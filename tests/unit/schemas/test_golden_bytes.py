@@ -1,6 +1,8 @@
 """Records written under each released version are read for ever.
 
-Golden files of a version are never changed. For a new version, add a folder: ``python test_golden_bytes.py`` writes it.
+Golden files are never changed. ``v1`` holds records of schema version 1 as they were first written, ``v1.1`` those that
+have grown by optional fields since: what is written now, while both are read. ``python test_golden_bytes.py`` writes
+what differs from ``v1`` into ``v1.1``.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ import pytest
 
 from rollstream.schemas.codec import decode, encode
 from rollstream.schemas.control import (
+    BackfillWanted,
     Pause,
     PolicyVersion,
     ProducerProgress,
     TrainerProgress,
     TrainerStart,
+    WantedMember,
     WorkerStatus,
 )
 from rollstream.schemas.dead_letters import DeadLetter, DeadLetterResolution
@@ -31,6 +35,7 @@ from rollstream.schemas.tools import SessionEnd, ToolCall, ToolResult
 from rollstream.schemas.trajectories import Sample, Timing, Trajectory, Turn, VersionSpan
 
 GOLDEN = Path(__file__).parent / "golden"
+FIRST, GROWN = f"v{SCHEMA_VERSION}", f"v{SCHEMA_VERSION}.1"
 
 EXAMPLES: dict[str, Message] = {
     "RolloutTask": RolloutTask(
@@ -149,6 +154,14 @@ EXAMPLES: dict[str, Message] = {
         start_offsets=[0, 17, 4, 9],
     ),
     "Pause": Pause(is_paused=True, reason="maintenance"),
+    "BackfillWanted": BackfillWanted(
+        run_id="gsm8k",
+        members=[
+            WantedMember(group_index=7, member_index=3, replacement=1),
+            WantedMember(group_index=9, member_index=0, replacement=2),
+        ],
+        updated_at=1700000000.5,
+    ),
     "WorkerStatus": WorkerStatus(
         worker_id="rollout-1", role="rollout-worker", state="running", running=64, finished=1000, policy_version=12,
         lineage=5, updated_at=1700000000.5, stats={"tokens_per_s": 1234.5},
@@ -175,7 +188,9 @@ EXAMPLES: dict[str, Message] = {
 
 
 def golden_names() -> list[str]:
-    return [f"v{SCHEMA_VERSION}/{name}" for name in EXAMPLES]
+    """The newest form of each message."""
+    grown = {name for name in EXAMPLES if (GOLDEN / GROWN / f"{name}.msgpack").exists()}
+    return [f"{GROWN if name in grown else FIRST}/{name}" for name in EXAMPLES]
 
 
 def test_every_message_has_golden_bytes() -> None:
@@ -225,16 +240,16 @@ def test_messages_satisfy_their_json_schema_and_nonsense_does_not(name: str) -> 
 
 def headers_of(name: str) -> list[tuple[str, bytes]]:
     folder, message = name.split("/")
-    return [("schema", message.encode()), ("schema_version", folder.removeprefix("v").encode())]
+    return [("schema", message.encode()), ("schema_version", folder.removeprefix("v").split(".")[0].encode())]
 
 
 def write_golden() -> None:
-    """Write the files of this version."""
-    folder = GOLDEN / f"v{SCHEMA_VERSION}"
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the present form of every message whose first form is another one, or none."""
+    (GOLDEN / GROWN).mkdir(parents=True, exist_ok=True)
     for name, message in EXAMPLES.items():
-        (folder / f"{name}.msgpack").write_bytes(encode(message, compress_above_bytes=10**9).value)
-    (folder / "Trajectory.msgpack.zst").write_bytes(encode(EXAMPLES["Trajectory"], compress_above_bytes=0).value)
+        first, value = GOLDEN / FIRST / f"{name}.msgpack", encode(message, compress_above_bytes=10**9).value
+        if not first.exists() or first.read_bytes() != value:
+            (GOLDEN / GROWN / f"{name}.msgpack").write_bytes(value)
 
 
 if __name__ == "__main__":

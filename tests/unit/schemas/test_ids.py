@@ -21,6 +21,12 @@ def test_different_tasks_have_different_ids(tasks: list[tuple[str, int, int]]) -
     assert len({trajectory_id(*task) for task in tasks}) == len(tasks)
 
 
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(1, 20))
+def test_every_replacement_of_a_member_has_an_id_of_its_own(group: int, member: int, replacements: int) -> None:
+    assert trajectory_id("run", group, member, 0) == trajectory_id("run", group, member)
+    assert len({trajectory_id("run", group, member, number) for number in range(replacements + 1)}) == replacements + 1
+
+
 def test_parts_do_not_run_into_one_another() -> None:
     assert trajectory_id("run1", 1, 1) != trajectory_id("run", 11, 1) != trajectory_id("run", 1, 11)
     assert session_id("t", 1, "2") != session_id("t", 12, "")

@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 
 from rollstream.schemas.codec import encode
-from rollstream.schemas.control import PolicyVersion, ProducerProgress, TrainerProgress, WorkerStatus
+from rollstream.schemas.control import (
+    BackfillWanted,
+    PolicyVersion,
+    ProducerProgress,
+    TrainerProgress,
+    WantedMember,
+    WorkerStatus,
+)
 from rollstream.schemas.dead_letters import DeadLetterResolution
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.messages import Message
-from rollstream.schemas.rules import check_message
+from rollstream.schemas.rules import MAX_WANTED_MEMBERS, check_message
 from rollstream.schemas.tasks import ChatMessage, EpisodeLimits, RewardSpec, RolloutTask, SamplingParams, ToolSpec
 from rollstream.schemas.tools import ToolCall, ToolResult
 from rollstream.schemas.trajectories import Sample, Trajectory, TrajectoryError, Turn, VersionSpan
@@ -65,6 +72,8 @@ RESULT = ToolResult(call_id="c", session_id=None, status="ok", content="")
 TRAINER = TrainerProgress(trainer_id="t", lineage=0, version=0, groups_consumed=0, groups_dropped=0, emit_limit=None)
 JOURNAL = JournalRecord(kind="effect", trajectory_id="t", attempt=1, key="0", writer="w", birth=3)
 PRODUCER = ProducerProgress(run_id="r", groups_emitted=0, group_size=1)
+WANTED = WantedMember(group_index=0, member_index=0, replacement=1)
+BACKFILL = BackfillWanted(run_id="r", members=[WANTED])
 POLICY = PolicyVersion(version=0, lineage=0, uri="u", manifest_sha256="")
 WORKER = WorkerStatus(worker_id="w", role="trainer", state="running")
 REPLAY = DeadLetterResolution(state="replaying", letters=["t/0/1", "t/0/2"], run_id="r.replay", group_size=2)
@@ -88,7 +97,7 @@ def flags(*values: int) -> Any:
 
 @pytest.mark.parametrize(
     "message",
-    [TRAJECTORY, FAILED, TASK, CALL, RESULT, TRAINER, JOURNAL, PRODUCER, POLICY, WORKER, REPLAY],
+    [TRAJECTORY, FAILED, TASK, CALL, RESULT, TRAINER, JOURNAL, PRODUCER, BACKFILL, POLICY, WORKER, REPLAY],
     ids=lambda m: type(m).__name__,
 )
 def test_an_honest_message_passes(message: Message) -> None:
@@ -205,6 +214,16 @@ BROKEN: dict[str, tuple[Message, str, str, str]] = {
     "groups that are not whole": (replace(REPLAY, group_size=3), "group_size", "3", "must divide 2 letters"),
     "groups of nobody": (replace(REPLAY, group_size=0), "group_size", "0", "must divide 2 letters"),
     "negative progress": (replace(PRODUCER, groups_emitted=-1), "groups_emitted", "-1", ">= 0"),
+    "negative replacement": (replace(TASK, replacement=-1), "replacement", "-1", ">= 0"),
+    "replacement number 0": (
+        replace(BACKFILL, members=[replace(WANTED, replacement=0)]), "members[0].replacement", "0", ">= 1",
+    ),
+    "member wanted twice": (
+        replace(BACKFILL, members=[WANTED, replace(WANTED, replacement=2)]), "members[1]", "(0, 0)", "no other item",
+    ),
+    "too much wanted": (
+        replace(BACKFILL, members=[WANTED] * (MAX_WANTED_MEMBERS + 1)), "members", "4097 items", "at most 4096",
+    ),
     "policy nowhere": (replace(POLICY, uri=""), "uri", "''", "not be empty"),
     "silent worker": (replace(WORKER, interval_s=0.0), "interval_s", "0.0", "> 0"),
 }  # fmt: skip

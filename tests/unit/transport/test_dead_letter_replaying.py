@@ -149,7 +149,7 @@ def test_a_large_replay_is_divided_between_groups() -> None:
 
 
 def test_a_replayed_task_is_new_in_name_and_old_in_substance() -> None:
-    old = [task(4, 6, deadline=160.0, extra={"x": 1}), task(4, 2), task(1, 0)]
+    old = [task(4, 6, deadline=160.0, extra={"x": 1}), task(4, 2, replacement=3), task(1, 0)]
     letters = {LetterId("p.tasks", 0, n): letter_of(each, "p.tasks", n) for n, each in enumerate(old)}
     heads = [assess(each, "p.", max_task_bytes=MAX_TASK_BYTES) for each in letters.values()]
     alone, pair = replay_plans([head for head in heads if isinstance(head, TaskLetter)], planned_at=1000.0)
@@ -160,6 +160,7 @@ def test_a_replayed_task_is_new_in_name_and_old_in_substance() -> None:
         assert (each.messages, each.agent, each.created_at) == (old[0].messages, "mine", 1000.0)
         assert each.group_id == ids.group_id(each.run_id, each.group_index)
         assert each.trajectory_id == ids.trajectory_id(each.run_id, each.group_index, each.member_index)
+        assert each.replacement == 0
     assert [(t.group_size, t.group_index, t.member_index) for t in new] == [(1, 0, 0), (2, 0, 0), (2, 0, 1)]
     assert [t.extra["replay_of"]["member_index"] for t in new] == [0, 2, 6]
     assert new[2].extra["replay_of"] == {

@@ -26,6 +26,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from rollstream.schemas.control import (
+    BackfillWanted,
     ControlMessage,
     Pause,
     PolicyVersion,
@@ -43,7 +44,7 @@ from rollstream.transport.unreadable import SteadyReader
 
 logger = logging.getLogger(__name__)
 
-CONTROL_TYPES = (PolicyVersion, TrainerStart, TrainerProgress, ProducerProgress, Pause, WorkerStatus)
+CONTROL_TYPES = (PolicyVersion, TrainerStart, TrainerProgress, ProducerProgress, Pause, BackfillWanted, WorkerStatus)
 POLL_S = 1.0
 READ_DEADLINE_S = 60.0
 RETRY_S = 1.0
@@ -51,7 +52,7 @@ MAX_BURIED = 100
 """Letters of one follower. Everybody follows the topic and reads it anew at each start: in a rolling upgrade old
 workers meet records of a newer schema every few seconds, and one letter for each would drown the others."""
 
-M = TypeVar("M", PolicyVersion, TrainerStart, TrainerProgress, ProducerProgress, Pause, WorkerStatus)
+M = TypeVar("M", PolicyVersion, TrainerStart, TrainerProgress, ProducerProgress, Pause, BackfillWanted, WorkerStatus)
 
 
 def control_key(message: ControlMessage) -> str:
@@ -67,6 +68,8 @@ def control_key(message: ControlMessage) -> str:
             return f"producer/{message.run_id}"
         case Pause():
             return "pause"
+        case BackfillWanted():
+            return f"backfill/{message.run_id}"
         case WorkerStatus():
             return f"worker/{message.worker_id}"
 

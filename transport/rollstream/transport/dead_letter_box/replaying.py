@@ -152,6 +152,7 @@ def replayed_task(letter: DeadLetter, plan: ReplayPlan, position: int) -> Rollou
         group_size=plan.group_size,
         member_index=member_index,
         trajectory_id=ids.trajectory_id(plan.run_id, group_index, member_index),
+        replacement=0,
         created_at=plan.planned_at,
         deadline=_new_deadline(task, plan.planned_at),
         extra={**task.extra, REPLAY_OF: origin},
