@@ -130,6 +130,7 @@ def test_a_manifest_cannot_name_a_path_outside(weights: Path, tmp_path: Path, na
 def test_an_existing_target_is_not_written_over(weights: Path, remote: str, tmp_path: Path) -> None:
     for target in (str(tmp_path / "v1"), remote):
         write_policy(weights, target)
+        (weights / "config.json").write_text(target)
         with pytest.raises(PolicyFilesError, match="exists already"):
             write_policy(weights, target)
 
