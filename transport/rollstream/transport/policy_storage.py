@@ -1,7 +1,7 @@
 """Policies in remote storage, at any fsspec URL: put there, fetched, listed and removed.
 
-A policy there counts once its manifest lies beside its files, so the manifest is written last. What a storage refuses is
-tried again a few times before it is an error. Functions block: call them in threads.
+A policy there counts once its manifest lies beside its files, so the manifest is written last. What a storage refuses
+is tried again a few times before it is an error. Functions block: call them in threads.
 """
 # pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 3
 LONGEST_PAUSE_S = 5.0
 PARALLEL_FILES = 4
+OBJECT_STORES = frozenset({"s3", "gs", "abfs"})
+"""They have no directories, and some clients make the bucket of a mistyped URL when asked for one."""
 FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 """Asking again would be answered the same."""
 
@@ -61,6 +63,8 @@ class PolicyStorage:
         except (ImportError, ValueError, OSError) as error:
             raise PolicyFilesError(f"policy URL {uri!r} cannot be opened: {error}") from error
         self._root = str(root).rstrip("/")
+        protocol = self._files.protocol
+        self._is_object_store = not OBJECT_STORES.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
 
     def put(self, source: Path, manifest: Manifest) -> str:
         """Copy the files of ``manifest`` from ``source``, then the manifest; what a broken copy left is overwritten.
@@ -79,7 +83,8 @@ class PolicyStorage:
 
         def put_file(name: str) -> None:
             path = self._path(name)
-            self._files.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+            if not self._is_object_store:
+                self._files.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
             self._files.put_file(str(source / name), path)
 
         self._each(put_file, [file.name for file in manifest.files], f"{str(source)!r} was not written to")
