@@ -25,6 +25,20 @@ class PolicyVersion(Message, frozen=True, kw_only=True):
     model: str = ""
 
 
+class PolicyLease(Message, frozen=True, kw_only=True):
+    """Somebody needs the files of a policy until then: collection leaves them. Key: ``policy-lease/<holder>``."""
+
+    topic: ClassVar[str] = "control"
+
+    holder: str
+    lineage: int
+    version: int
+    manifest_sha256: str
+    """Tells which files: a policy announced again under another lineage has the same ones."""
+    until: float
+    """Unix seconds; renewed while it is needed, 0 when it no longer is."""
+
+
 class TrainerStart(Message, frozen=True, kw_only=True):
     """A trainer began; its offset is the lineage of everything it publishes. Key: ``trainer-start/<trainer_id>``."""
 
@@ -124,5 +138,12 @@ class WorkerStatus(Message, frozen=True, kw_only=True):
 
 
 ControlMessage = (
-    PolicyVersion | TrainerStart | TrainerProgress | ProducerProgress | Pause | BackfillWanted | WorkerStatus
+    PolicyVersion
+    | PolicyLease
+    | TrainerStart
+    | TrainerProgress
+    | ProducerProgress
+    | Pause
+    | BackfillWanted
+    | WorkerStatus
 )

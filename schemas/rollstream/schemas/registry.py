@@ -7,6 +7,7 @@ from typing import Final
 from rollstream.schemas.control import (
     BackfillWanted,
     Pause,
+    PolicyLease,
     PolicyVersion,
     ProducerProgress,
     TrainerProgress,
@@ -28,6 +29,7 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     ToolResult,
     Trajectory,
     PolicyVersion,
+    PolicyLease,
     TrainerStart,
     TrainerProgress,
     ProducerProgress,

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
-from rollstream.schemas.control import BackfillWanted, PolicyVersion, ProducerProgress, TrainerProgress, WorkerStatus
+from rollstream.schemas.control import (
+    BackfillWanted,
+    PolicyLease,
+    PolicyVersion,
+    ProducerProgress,
+    TrainerProgress,
+    WorkerStatus,
+)
 from rollstream.schemas.dead_letters import DeadLetterResolution
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.journal import JournalRecord
@@ -138,6 +145,13 @@ def _check_policy(policy: PolicyVersion) -> None:
     _require(bool(policy.uri), "uri", policy.uri, "must not be empty")
 
 
+def _check_lease(lease: PolicyLease) -> None:
+    _check_id("holder", lease.holder)
+    _require(lease.version >= 0, "version", lease.version, "must be >= 0")
+    _require(lease.lineage >= 0, "lineage", lease.lineage, "must be >= 0")
+    _require(isfinite(lease.until), "until", lease.until, "must be finite")
+
+
 def _check_trainer_progress(progress: TrainerProgress) -> None:
     for name in ("lineage", "version", "groups_consumed", "groups_dropped"):
         _require(getattr(progress, name) >= 0, name, getattr(progress, name), "must be >= 0")
@@ -213,6 +227,7 @@ _RULES: dict[type[Message], Callable[[Any], None]] = {
     SessionEnd: _check_session_end,
     ToolResult: _check_result,
     PolicyVersion: _check_policy,
+    PolicyLease: _check_lease,
     TrainerProgress: _check_trainer_progress,
     ProducerProgress: _check_producer_progress,
     BackfillWanted: _check_backfill,

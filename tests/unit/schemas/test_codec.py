@@ -168,6 +168,7 @@ REQUIRED_SINCE_VERSION_1: dict[str, set[str]] = {
         "samples", "reward",
     },
     "PolicyVersion": {"version", "lineage", "uri", "manifest_sha256"},
+    "PolicyLease": {"holder", "lineage", "version", "manifest_sha256", "until"},
     "TrainerStart": {"trainer_id"},
     "TrainerProgress": {"trainer_id", "lineage", "version", "groups_consumed", "groups_dropped", "emit_limit"},
     "ProducerProgress": {"run_id", "groups_emitted", "group_size"},

@@ -18,6 +18,7 @@ from rollstream.schemas.codec import decode, encode
 from rollstream.schemas.control import (
     BackfillWanted,
     Pause,
+    PolicyLease,
     PolicyVersion,
     ProducerProgress,
     TrainerProgress,
@@ -140,6 +141,9 @@ EXAMPLES: dict[str, Message] = {
     ),
     "PolicyVersion": PolicyVersion(
         version=12, lineage=5, uri="/policies/12", manifest_sha256="ab" * 32, published_at=1700000000.5, model="tiny"
+    ),
+    "PolicyLease": PolicyLease(
+        holder="eval-gsm8k", lineage=5, version=12, manifest_sha256="ab" * 32, until=1700000600.5
     ),
     "TrainerStart": TrainerStart(trainer_id="trainer-1", parent_lineage=5, parent_version=12, started_at=1700000000.5),
     "TrainerProgress": TrainerProgress(

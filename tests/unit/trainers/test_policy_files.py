@@ -16,7 +16,8 @@ import fsspec
 import pytest
 
 from rollstream.schemas.errors import PolicyFilesError
-from rollstream.transport.policy_files import KEPT_IN_CACHE, MANIFEST, fetch_policy, seal_policy, write_policy
+from rollstream.transport.policy_files import KEPT_IN_CACHE, fetch_policy, seal_policy, write_policy
+from rollstream.transport.policy_manifest import MANIFEST
 
 
 @pytest.fixture

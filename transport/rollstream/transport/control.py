@@ -29,6 +29,7 @@ from rollstream.schemas.control import (
     BackfillWanted,
     ControlMessage,
     Pause,
+    PolicyLease,
     PolicyVersion,
     ProducerProgress,
     TrainerProgress,
@@ -44,7 +45,16 @@ from rollstream.transport.unreadable import SteadyReader
 
 logger = logging.getLogger(__name__)
 
-CONTROL_TYPES = (PolicyVersion, TrainerStart, TrainerProgress, ProducerProgress, Pause, BackfillWanted, WorkerStatus)
+CONTROL_TYPES = (
+    PolicyVersion,
+    PolicyLease,
+    TrainerStart,
+    TrainerProgress,
+    ProducerProgress,
+    Pause,
+    BackfillWanted,
+    WorkerStatus,
+)
 POLL_S = 1.0
 READ_DEADLINE_S = 60.0
 RETRY_S = 1.0
@@ -52,7 +62,17 @@ MAX_BURIED = 100
 """Letters of one follower. Everybody follows the topic and reads it anew at each start: in a rolling upgrade old
 workers meet records of a newer schema every few seconds, and one letter for each would drown the others."""
 
-M = TypeVar("M", PolicyVersion, TrainerStart, TrainerProgress, ProducerProgress, Pause, BackfillWanted, WorkerStatus)
+M = TypeVar(
+    "M",
+    PolicyVersion,
+    PolicyLease,
+    TrainerStart,
+    TrainerProgress,
+    ProducerProgress,
+    Pause,
+    BackfillWanted,
+    WorkerStatus,
+)
 
 
 def control_key(message: ControlMessage) -> str:
@@ -60,6 +80,8 @@ def control_key(message: ControlMessage) -> str:
     match message:
         case PolicyVersion():
             return "policy"
+        case PolicyLease():
+            return f"policy-lease/{message.holder}"
         case TrainerStart():
             return f"trainer-start/{message.trainer_id}"
         case TrainerProgress():
