@@ -1,5 +1,6 @@
 """Trajectories to optimizer steps: complete groups, each once, never over age; and policies back to the workers."""
 
+from rollstream.trainers.advantages import ADVANTAGES, Estimator, batch_advantages, group_advantages
 from rollstream.trainers.batches import PaddedBatch, TrainingBatch, TrajectoryGroup
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.trainers.stream import AsyncTrajectoryStream
@@ -7,11 +8,15 @@ from rollstream.trainers.stream_state import StreamStats
 from rollstream.trainers.sync_stream import TrajectoryStream
 
 __all__ = [
+    "ADVANTAGES",
     "AsyncTrajectoryStream",
+    "Estimator",
     "PaddedBatch",
     "StreamStats",
     "TrainerSettings",
     "TrainingBatch",
     "TrajectoryGroup",
     "TrajectoryStream",
+    "batch_advantages",
+    "group_advantages",
 ]

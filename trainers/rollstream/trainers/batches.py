@@ -36,6 +36,14 @@ class TrajectoryGroup:
         """float32 [len(trajectories)]; NaN where a trajectory has none."""
         return np.array([np.nan if t.reward is None else t.reward for t in self.trajectories], dtype=np.float32)
 
+    @property
+    def sampled_tokens(self) -> NDArray[np.int64]:
+        """int64 [len(trajectories)]; tokens in trainable samples that the policy sampled."""
+        return np.array(
+            [sum(int(s.response_mask.sum()) for s in t.samples if s.is_trainable) for t in self.trajectories],
+            dtype=np.int64,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
