@@ -23,6 +23,8 @@ class PolicyVersion(Message, frozen=True, kw_only=True):
     manifest_sha256: str
     published_at: float = 0.0
     model: str = ""
+    kind: Literal["full", "lora"] = "full"
+    """``lora``: a PEFT adapter on the model that the engine was started with."""
 
 
 class PolicyLease(Message, frozen=True, kw_only=True):
