@@ -125,12 +125,12 @@ class WorkerStatus(Message, frozen=True, kw_only=True):
     topic: ClassVar[str] = "control"
 
     worker_id: str
-    role: Literal["rollout-worker", "tool-worker", "trainer", "producer"]
+    role: Literal["rollout-worker", "tool-worker", "trainer", "producer", "scorer"]
     state: Literal["starting", "running", "draining", "stopped"]
     running: int = 0
-    """Episodes or tool calls running now."""
+    """Episodes, tool calls or scorings running now."""
     finished: int = 0
-    """Episodes or tool calls finished since it started."""
+    """Episodes, tool calls or trajectories finished since it started."""
     policy_version: int | None = None
     lineage: int | None = None
     interval_s: float = 5.0

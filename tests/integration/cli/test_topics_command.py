@@ -59,7 +59,7 @@ def test_check_apply_check_list(prefix: str) -> None:
 
     checked = run("check", "--prefix", prefix)
     assert checked.exit_code == 0
-    assert f"all 7 topics under '{prefix}' are as declared" in checked.output
+    assert f"all 8 topics under '{prefix}' are as declared" in checked.output
 
     listed = run("list", "--prefix", prefix)
     assert f"{prefix}control" in listed.output
@@ -68,7 +68,7 @@ def test_check_apply_check_list(prefix: str) -> None:
 
 def test_what_apply_cannot_mend_stays_visible(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run("apply", "--prefix", prefix)
-    monkeypatch.setenv("ROLLSTREAM_KAFKA__PARTITIONS", json.dumps(PARTITIONS | {"tasks": 3, "trajectories": 1}))
+    monkeypatch.setenv("ROLLSTREAM_KAFKA__PARTITIONS", json.dumps(PARTITIONS | {"tasks": 3, "tool-results": 1}))
 
     applied = run("apply", "--prefix", prefix)
     assert applied.exit_code == 1
@@ -79,7 +79,7 @@ def test_what_apply_cannot_mend_stays_visible(prefix: str, monkeypatch: pytest.M
 
     [left] = json.loads(run("check", "--json", "--prefix", prefix).stdout)
     assert (left["topic"], left["aspect"], left["declared"], left["actual"]) == (
-        f"{prefix}trajectories",
+        f"{prefix}tool-results",
         "partitions",
         "1",
         "2",

@@ -101,17 +101,17 @@ async def test_configs_changed_by_hand_are_explained_and_mended_together(kafka: 
 
 
 async def test_partitions_are_added_only_when_asked(kafka: KafkaSettings) -> None:
-    wider = kafka.model_copy(update={"partitions": {**kafka.partitions, "trajectories": 5}})
+    wider = kafka.model_copy(update={"partitions": {**kafka.partitions, "tool-results": 5}})
     wider = KafkaSettings.model_validate(wider.model_dump())
 
     assert await apply_topics(wider) == []
-    assert aspects(await check_topics(wider)) == [(kafka.topic("trajectories"), "partitions")]
+    assert aspects(await check_topics(wider)) == [(kafka.topic("tool-results"), "partitions")]
 
     [change] = await apply_topics(wider, grow=True)
-    assert change.change == "grown from 2 to 5 partitions"
+    assert change.change == "grown from 4 to 5 partitions"
     assert await check_topics(wider) == []
     [too_many] = await check_topics(kafka)
-    assert "5 partitions, only 2 are declared" in too_many.explanation
+    assert "5 partitions, only 4 are declared" in too_many.explanation
     assert too_many.repair is None
     assert await apply_topics(kafka, grow=True) == []
 

@@ -39,8 +39,9 @@ def test_each_topic_is_written_by_the_roles_that_make_its_records() -> None:
     assert writers_of("journal") == writers_of("trajectories") == {"rollout-worker"}
     assert writers_of("tool-calls.default") == {"rollout-worker"}
     assert writers_of("tool-results") == {"tool-worker"}
-    assert writers_of("control") == {"rollout-worker", "producer", "trainer"}
-    assert writers_of("dead-letters") == {"rollout-worker", "trainer"}
+    assert writers_of("scored-trajectories") == {"scorer"}
+    assert writers_of("control") == {"rollout-worker", "producer", "trainer", "scorer"}
+    assert writers_of("dead-letters") == {"rollout-worker", "trainer", "scorer"}
 
 
 def test_a_rollout_worker_may_be_confined_to_one_toolset() -> None:

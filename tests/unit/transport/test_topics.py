@@ -44,6 +44,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "tool-calls.default": 16,
         "tool-results": 64,
         "trajectories": 8,
+        "scored-trajectories": 8,
         "control": 1,
         "dead-letters": 4,
     }
@@ -54,10 +55,15 @@ def test_the_defaults_are_those_of_the_design() -> None:
     assert kept_days["tool-calls.default"] == kept_days["tool-results"] == 1 / 24
     assert kept_days["dead-letters"] == 30
     assert int(table["trajectories"].config["retention.bytes"]) > 0
+    assert table["scored-trajectories"].max_value_bytes > table["trajectories"].max_value_bytes
 
 
 def test_the_journal_follows_the_tasks() -> None:
     assert topic_table(partitions={"tasks": 3})["journal"].partitions == 3
+
+
+def test_a_scored_trajectory_lies_in_the_partition_of_the_same_number() -> None:
+    assert topic_table(partitions={"trajectories": 3})["scored-trajectories"].partitions == 3
 
 
 @pytest.mark.parametrize(
@@ -67,6 +73,7 @@ def test_the_journal_follows_the_tasks() -> None:
         ({"tool-calls": 3}, "tool-calls"),
         ({"tasks": 4, "journal": 8}, "journal"),
         ({"trajectories": 0}, "trajectories"),
+        ({"trajectories": 2, "scored-trajectories": 3}, "scored-trajectories"),
         ({"control": 2}, "control"),
     ],
 )
@@ -101,13 +108,15 @@ def test_three_copies_mean_two_acknowledgements() -> None:
 
 @given(
     partitions=st.dictionaries(
-        st.sampled_from([s for s in short_names() if s not in ("journal", "control")]), st.integers(1, 300)
+        st.sampled_from([s for s in short_names() if s not in ("journal", "scored-trajectories", "control")]),
+        st.integers(1, 300),
     )
 )
 def test_overrides_are_honoured_and_nothing_else_changes(partitions: dict[str, int]) -> None:
     table, default = topic_table(partitions=partitions), topic_table()
 
+    leaders = {"journal": "tasks", "scored-trajectories": "trajectories"}
     for short, topic in table.items():
-        expected = partitions.get(short, default[short].partitions)
-        assert topic.partitions == (table["tasks"].partitions if short == "journal" else expected)
+        led_by = leaders.get(short, short)
+        assert topic.partitions == partitions.get(led_by, default[led_by].partitions)
         assert topic.config == default[short].config

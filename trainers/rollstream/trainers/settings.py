@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rollstream.schemas.errors import SettingsError
 from rollstream.transport.settings import KafkaSettings
+
+TrainedTopic = Literal["trajectories", "scored-trajectories"]
 
 
 class TrainerSettings(BaseModel):
@@ -15,6 +17,8 @@ class TrainerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    topic: TrainedTopic = "trajectories"
+    """What is read: as rollout workers made them, or `scored-trajectories`, where scorers have changed the rewards."""
     run_id: str | None = None
     """Train on this run only; None: on every run in the topic."""
     groups_per_batch: int = Field(default=16, ge=1)
@@ -48,6 +52,7 @@ class TrainerSettings(BaseModel):
 class StreamOptions(TypedDict, total=False):
     """The fields of ``TrainerSettings`` as keyword arguments; their meaning and defaults are there."""
 
+    topic: TrainedTopic
     run_id: str | None
     groups_per_batch: int
     pipeline_depth: int

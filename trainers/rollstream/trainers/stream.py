@@ -83,7 +83,11 @@ class AsyncTrajectoryStream:
         self.settings = trainer_settings(options)
         self._kafka = kafka_settings(kafka, prefix)
         self._on_evaluation = on_evaluation
-        self._log = TrajectoryLog(self._kafka, group_id=f"{self._kafka.prefix}trainer.{self.settings.trainer_id}")
+        self._log = TrajectoryLog(
+            self._kafka,
+            topic=self.settings.topic,
+            group_id=f"{self._kafka.prefix}trainer.{self.settings.trainer_id}",
+        )
         self._publisher = Publisher(self._kafka, profile="durable")
         self._dead_letters = DeadLetterOffice(self._kafka, role="trainer", worker_id=self.settings.trainer_id)
         buries = None if self.settings.is_observer else self._dead_letters

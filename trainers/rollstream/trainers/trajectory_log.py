@@ -1,4 +1,4 @@
-"""The `trajectories` topic as a log one reader walks through from positions of its own.
+"""The `trajectories` topic, or that of scored ones, as a log one reader walks through from positions of its own.
 
 Nothing is skipped silently, and over the same log the order of the records is the same (see `reading_order`).
 """
@@ -40,8 +40,9 @@ FETCH_RECORDS = 256
 class TrajectoryLog:
     """An async context manager. Call ``seek`` once before the first ``fetch``."""
 
-    def __init__(self, kafka: KafkaSettings, *, group_id: str | None = None) -> None:
-        self.topic = kafka.topic("trajectories")
+    def __init__(self, kafka: KafkaSettings, *, topic: str = "trajectories", group_id: str | None = None) -> None:
+        """``topic``: its short name."""
+        self.topic = kafka.topic(topic)
         self._kafka = kafka
         self._group_id = group_id
         self._consumer: AIOKafkaConsumer | None = None

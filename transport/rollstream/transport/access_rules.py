@@ -12,8 +12,9 @@ from typing import Literal
 
 from rollstream.schemas.errors import SettingsError
 from rollstream.transport.settings import KafkaSettings
+from rollstream.transport.topics import SCORED
 
-Role = Literal["tool-worker", "rollout-worker", "producer", "trainer"]
+Role = Literal["tool-worker", "rollout-worker", "producer", "trainer", "scorer"]
 Resource = Literal["topic", "group"]
 Pattern = Literal["literal", "prefixed"]
 Operation = Literal["read", "write", "describe", "describe-configs"]
@@ -72,9 +73,19 @@ def access_rules(role: Role, kafka: KafkaSettings, *, toolset: str | None = None
             _refuse_toolset(role, toolset)
             rules = [
                 *_topic(kafka, "trajectories", "read", "describe-configs"),
+                *_topic(kafka, SCORED, "read", "describe-configs"),
                 *_topic(kafka, "control", "read", "write", "describe-configs"),
                 *_topic(kafka, "dead-letters", "write", "describe-configs"),
                 AccessRule("group", kafka.group("trainer."), "prefixed", "read"),
+            ]
+        case "scorer":
+            _refuse_toolset(role, toolset)
+            rules = [
+                *_topic(kafka, "trajectories", "read"),
+                *_topic(kafka, SCORED, "write"),
+                *_topic(kafka, "control", "write"),
+                *_topic(kafka, "dead-letters", "write"),
+                _group(kafka, "scorers"),
             ]
     return tuple(sorted(rules))
 

@@ -9,6 +9,7 @@ from rollstream.schemas.errors import SettingsError
 
 DEFAULT_PREFIX = "rollstream."
 TOOL_CALLS = "tool-calls"
+SCORED = "scored-trajectories"
 
 MIB, GIB = 1024**2, 1024**3
 MINUTE_MS = 60_000
@@ -66,10 +67,15 @@ _PLANS: Mapping[str, _Plan] = {
     TOOL_CALLS: _Plan(16, 4 * MIB, _deleted_after(HOUR_MS, segment_bytes=128 * MIB)),
     "tool-results": _Plan(64, 4 * MIB, _deleted_after(HOUR_MS, segment_bytes=128 * MIB)),
     "trajectories": _Plan(8, 16 * MIB, _deleted_after(7 * DAY_MS, retention_bytes=8 * GIB)),
+    # Holds a whole record of `trajectories` and its scores.
+    SCORED: _Plan(8, 17 * MIB, _deleted_after(7 * DAY_MS, retention_bytes=8 * GIB)),
     "control": _Plan(1, MIB, _COMPACTED),
     # Holds a whole record of any other topic, its cause and its coordinates.
     "dead-letters": _Plan(4, 18 * MIB, _deleted_after(30 * DAY_MS)),
 }
+
+_FOLLOWERS: Mapping[str, str] = {"journal": "tasks", SCORED: "trajectories"}
+"""Topics whose records lie in the partition of the same number as what they belong to."""
 
 
 def topic_name(prefix: str, short: str) -> str:
@@ -95,12 +101,13 @@ def topic_table(
     Args:
         prefix: what every full name begins with.
         partitions: overrides by short name. ``journal`` follows ``tasks``, because each task's journal lies in the
-            partition of the same number.
+            partition of the same number, and ``scored-trajectories`` follows ``trajectories`` likewise.
         toolsets: each has its own ``tool-calls`` topic.
         replication_factor: copies of each partition; from three on, a write is acknowledged by at least two.
 
     Raises:
-        SettingsError: an override names no topic or less than one partition, or ``journal`` differs from ``tasks``.
+        SettingsError: an override names no topic or less than one partition, or one that follows
+            another differs from it.
     """
     shorts = short_names(toolsets)
     counts = _partition_counts(shorts, partitions or {})
@@ -130,15 +137,17 @@ def _partition_counts(shorts: tuple[str, ...], overrides: Mapping[str, int]) -> 
     if unknown:
         raise SettingsError(f"partitions are set for {unknown!r}, but the topics are {sorted(shorts)}")
     counts = {short: overrides.get(short, _plan(short).partitions) for short in shorts}
-    counts["journal"] = overrides.get("journal", counts["tasks"])
+    for follower, leader in _FOLLOWERS.items():
+        counts[follower] = overrides.get(follower, counts[leader])
     for short, count in counts.items():
         if count < 1:
             raise SettingsError(f"partitions of {short!r} are {count}, at least 1 is needed")
-    if counts["journal"] != counts["tasks"]:
-        raise SettingsError(
-            f"'journal' has {counts['journal']} partitions and 'tasks' {counts['tasks']}: they must be equal, leave "
-            "'journal' out"
-        )
+    for follower, leader in _FOLLOWERS.items():
+        if counts[follower] != counts[leader]:
+            raise SettingsError(
+                f"{follower!r} has {counts[follower]} partitions and {leader!r} {counts[leader]}: they must be equal, "
+                f"leave {follower!r} out"
+            )
     if counts["control"] != 1:
         raise SettingsError(
             f"'control' has {counts['control']} partitions: it must have 1, its offsets order all facts"

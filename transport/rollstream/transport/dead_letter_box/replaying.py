@@ -23,6 +23,7 @@ from rollstream.schemas.rules import MAX_ID_CHARS
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.transport.dead_letter_box.letters import LetterId, ReplayPlan
+from rollstream.transport.topics import SCORED
 from rollstream.transport.unreadable import UNREADABLE_SCHEMA
 
 MAX_PLAN_LETTERS = 10_000
@@ -79,7 +80,7 @@ def assess(letter: DeadLetter, prefix: str, *, max_task_bytes: int) -> TaskLette
     letter_id = LetterId.of(letter)
     short = letter.origin_topic.removeprefix(prefix)
     refused = _REFUSED.get(short.partition(".")[0])
-    if refused is None and short not in ("tasks", "trajectories"):
+    if refused is None and short not in ("tasks", "trajectories", SCORED):
         refused = f"{letter.origin_topic!r} is no topic of ours"
     if refused is None and letter.bytes_missing:
         refused = f"{letter.bytes_missing} bytes of the record did not fit into its letter"
@@ -92,7 +93,7 @@ def assess(letter: DeadLetter, prefix: str, *, max_task_bytes: int) -> TaskLette
     if refused is not None:
         return Refusal(letter_id, refused)
     try:
-        if short == "trajectories":
+        if short in ("trajectories", SCORED):
             decode(letter.value, letter.headers, Trajectory)
             return CopyLetter(letter_id)
         task = decode(letter.value, letter.headers, RolloutTask)
