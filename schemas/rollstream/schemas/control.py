@@ -119,6 +119,15 @@ class BackfillWanted(Message, frozen=True, kw_only=True):
     updated_at: float = 0.0
 
 
+class HeldPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """A policy whose files a worker needs."""
+
+    lineage: int
+    version: int
+    manifest_sha256: str = ""
+    """Tells which files; empty: the model as the engine started, which has none."""
+
+
 class WorkerStatus(Message, frozen=True, kw_only=True):
     """A worker's own word on what it does, every few seconds. Key: ``worker/<worker_id>``; final one: ``stopped``."""
 
@@ -132,7 +141,10 @@ class WorkerStatus(Message, frozen=True, kw_only=True):
     finished: int = 0
     """Episodes, tool calls or trajectories finished since it started."""
     policy_version: int | None = None
+    """With ``lineage``: the weights its engine draws tokens with."""
     lineage: int | None = None
+    held_policies: list[HeldPolicy] = msgspec.field(default_factory=list[HeldPolicy])
+    """Whose files it needs beside those: of pinned episodes that run or wait, of adapters in its engine. Bounded."""
     interval_s: float = 5.0
     """Silent for three intervals: presumed dead."""
     updated_at: float = 0.0

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
+from msgspec import UNSET
+
 from rollstream.schemas.control import (
     BackfillWanted,
     PolicyLease,
@@ -18,7 +20,7 @@ from rollstream.schemas.dead_letters import DeadLetterResolution
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.messages import Message
-from rollstream.schemas.tasks import EpisodeLimits, RolloutTask, SamplingParams, ToolSpec
+from rollstream.schemas.tasks import EpisodeLimits, PolicyPin, RolloutTask, SamplingParams, ToolSpec
 from rollstream.schemas.tools import SessionEnd, ToolCall, ToolResult
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.schemas.trajectory_rules import check_trajectory
@@ -26,6 +28,7 @@ from rollstream.schemas.violations import Violation
 
 MAX_GROUP_SIZE = 65_536
 MAX_ID_CHARS = 512
+MAX_HELD_POLICIES = 1000
 MAX_WANTED_MEMBERS = 4096
 
 
@@ -94,6 +97,30 @@ def _check_task(task: RolloutTask) -> None:
         _require(bool(task.reward.name), "reward.name", task.reward.name, "must not be empty")
     if task.deadline is not None:
         _require(isfinite(task.deadline), "deadline", task.deadline, "must be finite")
+    if task.policy is not UNSET:
+        _check_pin(task.policy)
+        _require(
+            not task.is_train,
+            "policy",
+            task.policy,
+            "may be pinned for evaluation only (is_train = false): training data comes from the newest weights",
+        )
+
+
+def _check_pin(pin: PolicyPin) -> None:
+    _require(pin.version >= 0, "policy.version", pin.version, "must be >= 0")
+    _require(pin.lineage >= 0, "policy.lineage", pin.lineage, "must be >= 0")
+    if (pin.lineage, pin.version) == (0, 0):
+        _require(not pin.uri, "policy.uri", pin.uri, "must be empty for (0, 0), the model as the engine started")
+        _require(pin.kind == "full", "policy.kind", pin.kind, "must be 'full' for (0, 0), which is no adapter")
+    else:
+        _require(bool(pin.uri), "policy.uri", pin.uri, "must say where the files are, as in the PolicyVersion")
+        _require(
+            bool(pin.manifest_sha256),
+            "policy.manifest_sha256",
+            pin.manifest_sha256,
+            "must be that of the PolicyVersion",
+        )
 
 
 def _check_tools(tools: list[ToolSpec]) -> None:
@@ -191,6 +218,12 @@ def _check_backfill(wanted: BackfillWanted) -> None:
 def _check_worker(status: WorkerStatus) -> None:
     _check_id("worker_id", status.worker_id)
     _require(status.running >= 0, "running", status.running, "must be >= 0")
+    _require(
+        len(status.held_policies) <= MAX_HELD_POLICIES,
+        "held_policies",
+        len(status.held_policies),
+        f"must be at most {MAX_HELD_POLICIES}",
+    )
     _require(
         isfinite(status.interval_s) and status.interval_s > 0, "interval_s", status.interval_s, "must be finite and > 0"
     )

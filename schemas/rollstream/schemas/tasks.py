@@ -81,6 +81,18 @@ class RewardSpec(msgspec.Struct, frozen=True, kw_only=True):
     arguments: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
 
 
+class PolicyPin(msgspec.Struct, frozen=True, kw_only=True):
+    """The only weights that may draw an episode's tokens. (0, 0) without a URI: the model as the engine started."""
+
+    lineage: int
+    version: int
+    uri: str = ""
+    """As in `PolicyVersion`; empty for (0, 0) alone."""
+    manifest_sha256: str = ""
+    kind: Literal["full", "lora"] = "full"
+    """As in `PolicyVersion`."""
+
+
 class RolloutTask(Message, frozen=True, kw_only=True):
     """One member of a group. Key: ``group_id``; partition and ids are pure functions of (run, group, member)."""
 
@@ -107,6 +119,8 @@ class RolloutTask(Message, frozen=True, kw_only=True):
     workspace: WorkspaceSpec | msgspec.UnsetType = msgspec.UNSET
     """What its tool session starts with; unset: an empty folder."""
     is_train: bool = True
+    policy: PolicyPin | msgspec.UnsetType = msgspec.UNSET
+    """Unset: whatever the worker's engine serves, the newest as a rule. Set: for evaluation only."""
     data_source: str = ""
     data_index: str = ""
     """The row in its source, for people: ``test.jsonl:17``."""

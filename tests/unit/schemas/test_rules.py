@@ -11,6 +11,7 @@ import pytest
 from rollstream.schemas.codec import encode
 from rollstream.schemas.control import (
     BackfillWanted,
+    HeldPolicy,
     PolicyVersion,
     ProducerProgress,
     TrainerProgress,
@@ -21,8 +22,16 @@ from rollstream.schemas.dead_letters import DeadLetterResolution
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.messages import Message
-from rollstream.schemas.rules import MAX_WANTED_MEMBERS, check_message
-from rollstream.schemas.tasks import ChatMessage, EpisodeLimits, RewardSpec, RolloutTask, SamplingParams, ToolSpec
+from rollstream.schemas.rules import MAX_HELD_POLICIES, MAX_WANTED_MEMBERS, check_message
+from rollstream.schemas.tasks import (
+    ChatMessage,
+    EpisodeLimits,
+    PolicyPin,
+    RewardSpec,
+    RolloutTask,
+    SamplingParams,
+    ToolSpec,
+)
 from rollstream.schemas.tools import ToolCall, ToolResult
 from rollstream.schemas.trajectories import Sample, Trajectory, TrajectoryError, Turn, VersionSpan
 
@@ -54,6 +63,9 @@ TRAJECTORY = Trajectory(
     policy_version_max=4,
 )
 TASK = RolloutTask(**GROUP, messages=[ChatMessage(role="user", content="?")])
+PIN = PolicyPin(lineage=5, version=12, uri="/policies/12", manifest_sha256="ab" * 32)
+PINNED = replace(TASK, is_train=False, policy=PIN)
+AS_IT_CAME = PolicyPin(lineage=0, version=0)
 FAILED = replace(TRAJECTORY, status="failed", samples=[], reward=None, error=TrajectoryError(type="x", message="y"))
 CALL = ToolCall(
     call_id="c",
@@ -97,7 +109,23 @@ def flags(*values: int) -> Any:
 
 @pytest.mark.parametrize(
     "message",
-    [TRAJECTORY, FAILED, TASK, CALL, RESULT, TRAINER, JOURNAL, PRODUCER, BACKFILL, POLICY, WORKER, REPLAY],
+    [
+        TRAJECTORY,
+        FAILED,
+        TASK,
+        CALL,
+        RESULT,
+        TRAINER,
+        JOURNAL,
+        PRODUCER,
+        BACKFILL,
+        POLICY,
+        WORKER,
+        REPLAY,
+        PINNED,
+        replace(PINNED, policy=AS_IT_CAME),
+        replace(PINNED, policy=replace(PIN, kind="lora")),
+    ],
     ids=lambda m: type(m).__name__,
 )
 def test_an_honest_message_passes(message: Message) -> None:
@@ -225,6 +253,24 @@ BROKEN: dict[str, tuple[Message, str, str, str]] = {
         replace(BACKFILL, members=[WANTED] * (MAX_WANTED_MEMBERS + 1)), "members", "4097 items", "at most 4096",
     ),
     "policy nowhere": (replace(POLICY, uri=""), "uri", "''", "not be empty"),
+    "pinned training": (replace(PINNED, is_train=True), "policy", "version=12", "for evaluation only"),
+    "pin of a negative version": (
+        replace(PINNED, policy=replace(PIN, version=-1)), "policy.version", "-1", ">= 0",
+    ),
+    "pin nowhere": (replace(PINNED, policy=replace(PIN, uri="")), "policy.uri", "''", "where the files are"),
+    "pin without a digest": (
+        replace(PINNED, policy=replace(PIN, manifest_sha256="")), "policy.manifest_sha256", "''", "PolicyVersion",
+    ),
+    "pin on files of the model as it came": (
+        replace(PINNED, policy=replace(AS_IT_CAME, uri="u")), "policy.uri", "'u'", "empty for (0, 0)",
+    ),
+    "pin on the model as it came as an adapter": (
+        replace(PINNED, policy=replace(AS_IT_CAME, kind="lora")), "policy.kind", "'lora'", "no adapter",
+    ),
+    "hoarding worker": (
+        replace(WORKER, held_policies=[HeldPolicy(lineage=1, version=1)] * (MAX_HELD_POLICIES + 1)),
+        "held_policies", "1001", "at most 1000",
+    ),
     "silent worker": (replace(WORKER, interval_s=0.0), "interval_s", "0.0", "> 0"),
 }  # fmt: skip
 
