@@ -2,6 +2,7 @@
 
 from rollstream.trainers.advantages import ADVANTAGES, Estimator, batch_advantages, group_advantages
 from rollstream.trainers.batches import PaddedBatch, TrainingBatch, TrajectoryGroup
+from rollstream.trainers.packing import PackedBatch, PackedRow
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.trainers.stream import AsyncTrajectoryStream
 from rollstream.trainers.stream_state import StreamStats
@@ -11,6 +12,8 @@ __all__ = [
     "ADVANTAGES",
     "AsyncTrajectoryStream",
     "Estimator",
+    "PackedBatch",
+    "PackedRow",
     "PaddedBatch",
     "StreamStats",
     "TrainerSettings",
