@@ -21,6 +21,8 @@ class RunPlan:
 
     def __init__(self, settings: ProducerSettings, source: PromptSource) -> None:
         self.settings = settings
+        if settings.policy is not None and settings.is_train:
+            raise SettingsError("a policy can be pinned for evaluation only: set is_train = false (--eval)")
         self._tools = settings.tool_specs
         self.source = source
         self.columns = _columns(settings, source)
@@ -77,6 +79,8 @@ class RunPlan:
         per_row = [settings.reward_arguments_column, settings.workspace_column]
         if per_row != [None, None]:
             choices["columns_per_row"] = per_row
+        if settings.policy is not None:
+            choices["policy"] = msgspec.to_builtins(settings.policy)
         return {name: _digest(choice) for name, choice in choices.items()}
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from rollstream.producers.pacing import Pacing
 from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.rules import check_limits, check_sampling
-from rollstream.schemas.tasks import EpisodeLimits, SamplingParams, ToolSpec
+from rollstream.schemas.tasks import EpisodeLimits, PolicyPin, SamplingParams, ToolSpec
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -40,6 +40,10 @@ def _limits(value: object) -> EpisodeLimits:
     limits = _convert(value, EpisodeLimits)
     check_limits(limits)
     return limits
+
+
+def _policy(value: object) -> PolicyPin | None:
+    return None if value is None else _convert(value, PolicyPin)
 
 
 def _tools(value: Any) -> tuple[ToolSpec | str, ...]:
@@ -109,6 +113,8 @@ class ProducerSettings(BaseModel):
     """Rows taken after those skipped; None: all."""
     is_train: bool = True
     """False: evaluation; such trajectories reach no optimizer step."""
+    policy: Annotated[PolicyPin | None, BeforeValidator(_policy)] = None
+    """The only weights that may draw tokens (evaluation only); None: the newest of each moment."""
 
     on_bad_row: Literal["skip", "stop"] = "stop"
     """stop: every row is checked before the first task goes out; skip: bad rows are counted and left out."""

@@ -199,6 +199,7 @@ def _task(
         data_source=data_source,
         data_index=prompt.place,
         workspace=prompt.workspace,
+        policy=settings.policy if settings.policy is not None else msgspec.UNSET,
     )
 
 

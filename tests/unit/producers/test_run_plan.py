@@ -128,3 +128,18 @@ def test_tasks_that_nobody_accounts_for_are_not_mixed_with() -> None:
     check_log("run", None, TaskLog([3]), topic="tasks")
     with pytest.raises(SettingsError, match="nothing says under which options"):
         check_log("run", None, TaskLog([3], {"id"}), topic="tasks")
+
+
+def test_a_pinned_policy_is_part_of_what_a_run_is_known_by(plan: Planner) -> None:
+    pin = {"lineage": 3, "version": 7, "uri": "s3://b/v7", "manifest_sha256": "0" * 64}
+    begun = plan(is_train=False).fingerprints()
+    pinned = plan(is_train=False, policy=pin).fingerprints()
+    check_same_run("run", pinned, plan(is_train=False, policy=pin).fingerprints())
+    for other in (begun, plan(is_train=False, policy={**pin, "version": 8}).fingerprints()):
+        with pytest.raises(SettingsError, match="begun with other policy"):
+            check_same_run("run", pinned, other)
+
+
+def test_training_cannot_be_pinned(plan: Planner) -> None:
+    with pytest.raises(SettingsError, match="for evaluation only"):
+        plan(policy={"lineage": 0, "version": 0})

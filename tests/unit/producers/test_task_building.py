@@ -20,7 +20,7 @@ from rollstream.producers.task_building import (
 from rollstream.schemas.codec import decode, encode
 from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.ids import group_id, trajectory_id
-from rollstream.schemas.tasks import ChatMessage, RolloutTask, WorkspaceSpec
+from rollstream.schemas.tasks import ChatMessage, PolicyPin, RolloutTask, WorkspaceSpec
 
 GSM_ANSWER = "She sells 16 - 7 = <<16-7=9>>9 eggs, #### of them.\n#### 1,018"
 
@@ -283,3 +283,13 @@ def test_a_task_without_a_workspace_says_nothing_of_one() -> None:
     settings = options(group_size=1)
     (task,) = build_group(prompt({"question": "x"}, settings), settings, 0, data_source="d")
     assert b"workspace" not in encode(task).value
+
+
+def test_tasks_of_an_evaluation_carry_their_pinned_policy_and_others_carry_none() -> None:
+    pin = PolicyPin(lineage=3, version=7, uri="s3://b/v7", manifest_sha256=DIGEST)
+    row = {"question": "Why?"}
+    pinned = options(is_train=False, policy={"lineage": 3, "version": 7, "uri": "s3://b/v7", "manifest_sha256": DIGEST})
+    assert {task.policy for task in build_group(prompt(row, pinned), pinned, 0, data_source="d")} == {pin}
+    free = options(is_train=False)
+    (task, *_) = build_group(prompt(row, free), free, 0, data_source="d")
+    assert b"policy" not in encode(task).value

@@ -107,6 +107,19 @@ class PolicyStorage:
         names = [file.name for file in parse_manifest(body, self.uri, expected_sha256=manifest_sha256).files]
         self._each(get_file, names, "was not fetched:")
 
+    def manifest(self) -> tuple[Manifest, str]:
+        """What the manifest here says, and its sha256; the files are not looked at.
+
+        Raises:
+            PolicyFilesError: there is none, it is damaged, or the storage failed.
+        """
+        body = self._manifest_body()
+        if body is None:
+            raise PolicyFilesError(
+                f"policy {self.uri!r} has no {MANIFEST}: it was removed, or never published there whole"
+            )
+        return parse_manifest(body, self.uri), hashlib.sha256(body).hexdigest()
+
     def list_policies(self) -> list[StoredPolicy]:
         """Policies in the directories directly below, newest first; what says not which policy it is, is not there.
 
