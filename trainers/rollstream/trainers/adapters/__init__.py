@@ -1,0 +1,1 @@
+"""Trainers that exist already: each adapter turns groups of trajectories into what its trainer takes."""
