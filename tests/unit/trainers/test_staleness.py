@@ -59,3 +59,33 @@ def test_one_token_of_an_unknown_lineage_makes_the_age_unknown(make_trajectory: 
 
 def test_a_failed_trajectory_has_no_age(make_trajectory: Callable[..., Trajectory]) -> None:
     assert staleness(make_trajectory(0, 0, is_failed=True), Ancestry(9), 50) == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "found"), [(0, (10, 0)), (2, (10, 2)), (3, (20, 3)), (5, (20, 5)), (6, (30, 6)), (9, (30, 9))]
+)
+def test_a_version_of_the_past_is_found_in_the_lineage_it_was_made_in(version: int, found: tuple[int, int]) -> None:
+    assert Ancestry(30, ((10, 2), (20, 5))).at(version) == found
+
+
+@pytest.mark.parametrize(
+    ("version", "forks"),
+    [
+        (8, ((10, 2), (20, 5), (30, 8))),
+        (5, ((10, 2), (20, 5))),
+        (4, ((10, 2), (20, 4))),
+        (2, ((10, 2),)),
+        (1, ((10, 1),)),
+    ],
+)
+def test_a_roll_back_leaves_the_history_where_the_version_lies(
+    version: int, forks: tuple[tuple[int, int], ...]
+) -> None:
+    rolled_back = Ancestry(30, ((10, 2), (20, 5))).rolled_back(40, version)
+    assert rolled_back == Ancestry(40, forks)
+    assert rolled_back.distance(version, *Ancestry(30, ((10, 2), (20, 5))).at(version)) == 0
+
+
+def test_a_token_drawn_beyond_a_roll_back_is_as_old_as_the_way_through_the_fork() -> None:
+    rolled_back = Ancestry(30).rolled_back(40, 5)
+    assert rolled_back.distance(6, 30, 8) == 4, "back from 8 to 5, then on to 6"

@@ -10,6 +10,7 @@ from rollstream.schemas.errors import PolicyFilesError, SettingsError
 from rollstream.trainers.policies import PUBLISH_DEADLINE_S, announce_policy
 from rollstream.trainers.stream_state import StreamState, StreamStats
 from rollstream.transport.control import ControlFollower, control_key
+from rollstream.transport.policy_manifest import PolicyIdentity
 from rollstream.transport.publisher import Publisher
 
 logger = logging.getLogger(__name__)
@@ -24,12 +25,12 @@ class Announcements:
         self._trainer_id = trainer_id
         self._told: tuple[int, int, int, int] | None = None
 
-    async def start(self, restored: StreamState | None) -> int:
-        """Say that the trainer begins, or goes on from a checkpoint; returns its lineage."""
+    async def start(self, parent: tuple[int, int] | None) -> int:
+        """Say that the trainer begins, or goes on from (lineage, version) ``parent``; returns its lineage."""
         start = TrainerStart(
             trainer_id=self._trainer_id,
-            parent_lineage=restored.lineage if restored else None,
-            parent_version=restored.version if restored else None,
+            parent_lineage=parent[0] if parent else None,
+            parent_version=parent[1] if parent else None,
             started_at=time.time(),
         )
         place = await self._publisher.publish(start, key=control_key(start), deadline_s=PUBLISH_DEADLINE_S)
@@ -40,7 +41,8 @@ class Announcements:
         if restored.policy is None:
             return True
         try:
-            await announce_policy(self._publisher, lineage=lineage, version=restored.version, policy=restored.policy)
+            identity = PolicyIdentity(lineage, restored.version)
+            await announce_policy(self._publisher, identity=identity, policy=restored.policy)
         except PolicyFilesError as error:
             logger.warning(
                 "%s: the policy of the checkpoint (version %d) cannot be announced, workers stay on the abandoned one; "

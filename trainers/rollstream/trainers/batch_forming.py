@@ -98,6 +98,12 @@ class BatchFormer:
         self._policy = policy
         self.finish_batch()
 
+    def rolled_back(self, ancestry: Ancestry, version: int, policy: PublishedPolicy) -> None:
+        """The trainer goes on from an older version."""
+        self._set_policy(ancestry, version)
+        self._policy = policy
+        self.finish_batch()
+
     def forget_policy(self) -> None:
         """The files of the present version are gone; the same version may be published again."""
         self._policy = None

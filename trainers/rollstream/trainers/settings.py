@@ -39,6 +39,8 @@ class TrainerSettings(BaseModel):
     """Longest wait for one batch."""
     max_batches: int | None = Field(default=None, ge=1)
     """The stream ends after this many batches, those before a checkpoint included; None: with the producer."""
+    policy_store: str | None = None
+    """Where published policies are copied to, a path or an fsspec URL; None: they stay where they were saved."""
     is_observer: bool = False
     """Read beside the trainer: sets no pace, publishes nothing, takes the trainer's policy version as its own."""
     retention_alarm_share: float = Field(default=0.25, ge=0, le=1)
@@ -63,6 +65,7 @@ class StreamOptions(TypedDict, total=False):
     group_deadline_s: float
     timeout_s: float
     max_batches: int | None
+    policy_store: str | None
     is_observer: bool
     retention_alarm_share: float
     retention_check_s: float

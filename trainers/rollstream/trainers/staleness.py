@@ -39,6 +39,18 @@ class Ancestry:
             return version
         return None
 
+    def at(self, version: int) -> tuple[int, int]:
+        """(lineage, version) of what was ``version`` in this history: of the own lineage, or of the one left for it."""
+        for fork_lineage, fork_version in self.forks:
+            if version <= fork_version:
+                return fork_lineage, version
+        return self.lineage, version
+
+    def rolled_back(self, lineage: int, version: int) -> Ancestry:
+        """The ancestry of versions that go on under ``lineage`` from an older ``version`` of this history."""
+        parent, _ = self.at(version)
+        return Ancestry(lineage, (*(fork for fork in self.forks if fork[1] < version), (parent, version)))
+
     def restored(self, lineage: int, version: int) -> Ancestry:
         """The ancestry of a trainer that goes on under ``lineage`` from a checkpoint at ``version``."""
         return Ancestry(lineage, (*self.forks, (self.lineage, version)))

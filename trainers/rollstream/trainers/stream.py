@@ -30,14 +30,21 @@ from rollstream.schemas.trajectories import Trajectory
 from rollstream.trainers.announcements import Announcements
 from rollstream.trainers.batch_forming import BatchFormer
 from rollstream.trainers.batches import TrainingBatch, TrajectoryGroup
-from rollstream.trainers.policies import PUBLISH_DEADLINE_S, publish_policy
+from rollstream.trainers.policies import (
+    PUBLISH_DEADLINE_S,
+    announce_policy,
+    find_policy,
+    prune_policies,
+    publish_policy,
+)
 from rollstream.trainers.retention_watch import RecordSizes, RetentionWatch, Standing
 from rollstream.trainers.settings import StreamOptions, kafka_settings, trainer_settings
-from rollstream.trainers.stream_state import StreamState, StreamStats
+from rollstream.trainers.stream_state import PublishedPolicy, StreamState, StreamStats
 from rollstream.trainers.trajectory_log import TrajectoryLog, made_anew
 from rollstream.trainers.waiting import explain_wait
 from rollstream.transport.control import ControlFollower
 from rollstream.transport.dead_letters import DeadLetterOffice
+from rollstream.transport.policy_manifest import PolicyIdentity
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import Record, decode_record, record_place
 from rollstream.transport.settings import KafkaSettings
@@ -102,6 +109,7 @@ class AsyncTrajectoryStream:
         self._marks: dict[int, int] = {}
         self._saved_positions: Mapping[int, int] = {}
         """Those of the newest ``state_dict``."""
+        self._saved_policy: PublishedPolicy | None = None
         self._sizes = RecordSizes()
         self._watch = RetentionWatch(self._kafka, self._log.topic, self.settings, self._standing)
         self._stack = AsyncExitStack()
@@ -155,33 +163,82 @@ class AsyncTrajectoryStream:
     async def publish_policy(self, version: int, directory: str | Path, *, target_uri: str | None = None) -> None:
         """Announce the weights in ``directory`` as policy ``version``; returns when the broker has the announcement.
 
-        The directory is made final where it lies (a manifest is added) and must stay while workers may load it: keep
-        the newest two. With ``target_uri`` (a path or an fsspec URL that does not exist yet) it is copied there.
+        With ``target_uri`` (a path or an fsspec URL) they are copied there, with the setting ``policy_store`` to
+        ``<store>/<lineage>-<version>``; with neither the directory is made final where it lies (a manifest is added).
+        What is published must stay while workers may load it: ``prune_policies`` removes what nobody needs.
+        A directory with a PEFT adapter is a LoRA policy.
 
         Raises:
             SettingsError: the version does not follow the last one, or this stream is an observer.
             PolicyFilesError: files are missing, or the disk is full; nothing is announced.
             TransientError: the broker did not acknowledge; repeat with the same version.
         """
-        if self.settings.is_observer:
-            raise SettingsError("an observer publishes no policy: open the stream without is_observer")
-        await self._begin()
+        await self._begin_to_lead("an observer publishes no policy")
         self._former.check_version(version)
-        self._announcements.check_not_succeeded(self._former.lineage)
+        identity = PolicyIdentity(self._former.lineage, version)
+        if target_uri is None and self.settings.policy_store is not None:
+            target_uri = f"{self.settings.policy_store.rstrip('/')}/{identity.lineage}-{identity.version}"
         policy = await publish_policy(
-            self._publisher,
-            lineage=self._former.lineage,
-            version=version,
-            directory=Path(directory),
-            target_uri=target_uri,
+            self._publisher, identity=identity, directory=Path(directory), target_uri=target_uri
         )
         self._former.published(version, policy)
         await self._tell()
 
+    async def roll_back(self, version: int, *, root: str | Path | None = None) -> str:
+        """Have workers go back to an older version of this trainer's history, and count from there.
+
+        A new lineage begins at that version, so that workers load it although its number is smaller; trajectories that
+        younger versions drew count with their distance through the fork. Load the same weights into the trainer before
+        its next step. Returns, after the broker's acknowledgement, the URI of the version's files.
+
+        Args:
+            version: published before, at most the present one.
+            root: below which it lies; by default the setting ``policy_store``.
+
+        Raises:
+            SettingsError: it lies in the future, no root is known, or this stream is an observer.
+            PolicyFilesError: its files are not there any more; nothing has changed.
+            TransientError: not acknowledged; repeat it.
+        """
+        await self._begin_to_lead("an observer rolls nothing back")
+        former = self._former
+        if not 0 <= version <= former.version:
+            raise SettingsError(f"cannot roll back to version {version}: the trainer is at {former.version}")
+        stored = await find_policy(self._policy_root(root), former.ancestry, version)
+        lineage = await self._announcements.start(former.ancestry.at(version))
+        identity = PolicyIdentity(lineage, version)
+        policy = PublishedPolicy(uri=stored.uri, manifest_sha256=stored.manifest_sha256, kind=stored.kind)
+        await announce_policy(self._publisher, identity=identity, policy=policy)
+        former.rolled_back(former.ancestry.rolled_back(lineage, version), version, policy)
+        await self._tell()
+        return stored.uri
+
+    async def prune_policies(
+        self, root: str | Path | None = None, *, keep: int = 2, every: int | None = None
+    ) -> list[str]:
+        """Remove published policies that nobody needs any more; returns the URIs of what is gone. Safe to repeat.
+
+        What stays: the ``keep`` newest, the announced one, that of the newest ``state_dict()``, what live workers draw
+        from, what is leased (evaluations), and each version that is a multiple of ``every``. Only directories directly
+        below ``root`` are touched that ``publish_policy`` has sealed, and in them only the files it sealed.
+
+        Raises:
+            SettingsError: no root is known, another trainer has taken over, or this stream is an observer.
+            PolicyFilesError: the storage cannot be listed.
+        """
+        await self._begin_to_lead("an observer removes no policies")
+        if keep < 1:
+            raise SettingsError(f"keep={keep}: the newest policy must stay, keep at least 1")
+        saved = frozenset([self._saved_policy.manifest_sha256] if self._saved_policy else [])
+        removed = await prune_policies(
+            self._policy_root(root), self._control, checkpointed=saved, keep=keep, every=every
+        )
+        return [policy.uri for policy in removed]
+
     def state_dict(self) -> dict[str, Any]:
         """The stream's part of a checkpoint, of plain types. Every batch delivered so far counts as trained on."""
         state = msgspec.structs.replace(self._former.state(), marks=dict(self._marks))
-        self._saved_positions = state.positions
+        self._saved_positions, self._saved_policy = state.positions, state.policy
         return state.to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -195,7 +252,7 @@ class AsyncTrajectoryStream:
         self._restored = StreamState.from_dict(state, topic=self._log.topic, run_id=self.settings.run_id)
         self._former = self._new_former(self._restored)
         self._marks = dict(self._restored.marks)
-        self._saved_positions = self._restored.positions
+        self._saved_positions, self._saved_policy = self._restored.positions, self._restored.policy
 
     async def commit(self) -> None:
         """Show the present positions as offsets of the consumer group; for dashboards, nothing starts from them."""
@@ -218,6 +275,19 @@ class AsyncTrajectoryStream:
         self._watch.begin()
         self._has_begun = True
 
+    async def _begin_to_lead(self, refusal: str) -> None:
+        """What only the one trainer may do that everybody follows."""
+        if self.settings.is_observer:
+            raise SettingsError(f"{refusal}: open the stream without is_observer")
+        await self._begin()
+        self._announcements.check_not_succeeded(self._former.lineage)
+
+    def _policy_root(self, root: str | Path | None) -> str:
+        found = self.settings.policy_store if root is None else str(root)
+        if found is None:
+            raise SettingsError("which policies? give root=…, or open the stream with policy_store=…")
+        return found if "://" in found else str(Path(found).resolve())
+
     async def _seek(self) -> None:
         restored, beginnings = self._restored, await self._log.beginning_offsets()
         if restored is not None:
@@ -237,7 +307,7 @@ class AsyncTrajectoryStream:
 
     async def _start_trainer(self) -> None:
         restored = self._restored
-        lineage = await self._announcements.start(restored)
+        lineage = await self._announcements.start((restored.lineage, restored.version) if restored else None)
         self._former.open_lineage(lineage, is_restored=restored is not None)
         if restored is not None and not await self._announcements.renew_policy(restored, lineage):
             self._former.forget_policy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -43,6 +43,7 @@ class PublishedPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     uri: str
     manifest_sha256: str
+    kind: Literal["full", "lora"] = "full"
 
 
 class StreamState(msgspec.Struct, frozen=True, kw_only=True):

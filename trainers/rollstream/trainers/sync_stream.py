@@ -92,6 +92,14 @@ class TrajectoryStream:
         """Announce weights; see ``AsyncTrajectoryStream.publish_policy``."""
         self._call(self._stream.publish_policy(version, directory, target_uri=target_uri))
 
+    def roll_back(self, version: int, *, root: str | Path | None = None) -> str:
+        """Go back to an older policy; see ``AsyncTrajectoryStream.roll_back``."""
+        return self._call(self._stream.roll_back(version, root=root))
+
+    def prune_policies(self, root: str | Path | None = None, *, keep: int = 2, every: int | None = None) -> list[str]:
+        """Remove policies nobody needs; see ``AsyncTrajectoryStream.prune_policies``."""
+        return self._call(self._stream.prune_policies(root, keep=keep, every=every))
+
     def state_dict(self) -> dict[str, Any]:
         """The stream's part of a checkpoint; every batch delivered so far counts as trained on."""
         return self._stream.state_dict()

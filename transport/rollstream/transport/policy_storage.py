@@ -22,7 +22,15 @@ import fsspec
 from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from rollstream.schemas.errors import PolicyFilesError
-from rollstream.transport.policy_manifest import MANIFEST, Manifest, PolicyIdentity, explained, parse_manifest
+from rollstream.transport.policy_manifest import (
+    ADAPTER_CONFIG,
+    MANIFEST,
+    Manifest,
+    PolicyIdentity,
+    PolicyKind,
+    explained,
+    parse_manifest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +54,11 @@ class StoredPolicy:
     manifest_sha256: str
     size_bytes: int
     file_names: tuple[str, ...]
+
+    @property
+    def kind(self) -> PolicyKind:
+        """``lora`` for an adapter."""
+        return "lora" if ADAPTER_CONFIG in self.file_names else "full"
 
 
 class PolicyStorage:
