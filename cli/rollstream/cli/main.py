@@ -49,6 +49,9 @@ COMMANDS = (
     LazyCommand("tool-worker", "rollstream.cli.tool_worker:tool_worker_command", "Run tool calls in sandboxes."),
     LazyCommand("tools", "rollstream.cli.tools:tools_app", "List and export the tools of a tool worker."),
     LazyCommand("policies", "rollstream.cli.policies:policies_app", "List stored policies, and remove unneeded ones."),
+    LazyCommand(
+        "eval", "rollstream.cli.evaluation.command:eval_app", "Evaluate a policy beside training, compare reports."
+    ),
     LazyCommand("trajectories", "rollstream.cli.trajectories:trajectories_app", "Follow and export trajectories."),
     LazyCommand("atropos", "rollstream.cli.atropos:atropos_app", "Feed trainers that speak Atropos' HTTP API."),
     LazyCommand(

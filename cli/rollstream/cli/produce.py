@@ -93,7 +93,7 @@ def produce_command(
         "tools": tools.split(",") if tools is not None else None,
         "agent": agent,
         "reward": reward,
-        "reward_arguments": dict(map(_key_and_value, reward_arg)) if reward_arg else None,
+        "reward_arguments": dict(map(key_and_value, reward_arg)) if reward_arg else None,
         "group_size": group_size,
         "epochs": epochs,
         "is_shuffled": shuffle,
@@ -253,7 +253,7 @@ def _given(**values: Any) -> dict[str, Any] | None:
     return {key: value for key, value in values.items() if value is not None} or None
 
 
-def _key_and_value(text: str) -> tuple[str, Any]:
+def key_and_value(text: str) -> tuple[str, Any]:
     """``k=v``; v is JSON where it reads as such, else text."""
     key, equals, value = text.partition("=")
     if not equals or not key:

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from rollstream.cli.command_line import CommandLine, given
+from rollstream.cli.evaluation.settings import EvaluationSettings
 from rollstream.producers.settings import ProducerSettings
 from rollstream.rollout_workers.settings import RolloutWorkerSettings
 from rollstream.schemas.errors import SettingsError
@@ -84,6 +85,7 @@ class RollstreamSettings(BaseSettings):
     tool_worker: ToolWorkerSettings = Field(default_factory=ToolWorkerSettings)
     producer: ProducerSettings | None = None
     trainer: TrainerSettings = Field(default_factory=TrainerSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     up: UpSettings = Field(default_factory=UpSettings)
 
     @model_validator(mode="before")

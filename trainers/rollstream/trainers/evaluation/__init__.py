@@ -1,5 +1,6 @@
 """How good a policy is: unbiased estimators over episodes, summaries with their errors, reports that compare. Pure."""
 
+from rollstream.trainers.evaluation.baselines import against
 from rollstream.trainers.evaluation.comparison import Difference, compare_evaluations
 from rollstream.trainers.evaluation.episodes import EpisodeFacts, Scores, episode_facts, is_foreign
 from rollstream.trainers.evaluation.estimators import default_ks, pass_at_k, pass_hat_k
@@ -15,6 +16,7 @@ __all__ = [
     "MetricSummary",
     "PromptResult",
     "Scores",
+    "against",
     "compare_evaluations",
     "decode_report",
     "default_ks",

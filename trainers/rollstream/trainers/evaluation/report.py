@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from rollstream.schemas.errors import SettingsError
+from rollstream.trainers.evaluation.comparison import Difference
 from rollstream.trainers.evaluation.results import PromptResult
 from rollstream.trainers.evaluation.summaries import MetricSummary, overall
 
@@ -53,6 +54,17 @@ class EpisodeCounts(msgspec.Struct, frozen=True, kw_only=True):
         return not (self.missing or self.mixed)
 
 
+class Baseline(msgspec.Struct, frozen=True, kw_only=True):
+    """What an evaluation was compared with."""
+
+    report: str
+    """Name of its file."""
+    policy: str
+    """``base`` or ``lineage:version``."""
+    differences: dict[str, dict[str, Difference]]
+    """New minus baseline, by environment and metric."""
+
+
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """One evaluation of one policy."""
 
@@ -76,6 +88,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     models: list[str] = msgspec.field(default_factory=list[str])
     """What workers call their model; more than one means that workers differ."""
     tokenizers: list[str] = msgspec.field(default_factory=list[str])
+    baseline: Baseline | None = None
     started_at: float = 0.0
     """Unix seconds."""
     finished_at: float = 0.0
@@ -115,6 +128,12 @@ def make_report(evaluations: list[Evaluation], versions: dict[str, str]) -> Eval
 def encode_report(report: EvaluationReport) -> bytes:
     """Indented JSON."""
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def encode_curve_point(report: EvaluationReport) -> bytes:
+    """One line of JSON, without the results of single prompts: a point of a curve over many versions."""
+    evaluations = [msgspec.structs.replace(evaluation, prompts=[]) for evaluation in report.evaluations]
+    return msgspec.json.encode(msgspec.structs.replace(report, evaluations=evaluations)) + b"\n"
 
 
 def decode_report(body: bytes, *, name: str) -> EvaluationReport:

@@ -1,0 +1,1 @@
+"""`rollstream eval`: how good a pinned policy is, measured on the rollout workers that training uses."""

@@ -1,0 +1,182 @@
+"""What an evaluation works with: rollouts under the pinned policy, each episode accounted for once."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from rollstream.cli.evaluation.functions import load_function
+from rollstream.cli.evaluation.policies import policy_pin
+from rollstream.cli.evaluation.rollouts import OnProgress, RolloutOutcome, roll_out
+from rollstream.cli.evaluation.settings import EvaluationSettings
+from rollstream.cli.produce import with_tool_specs
+from rollstream.producers.run_plan import open_plan
+from rollstream.producers.settings import ProducerSettings
+from rollstream.schemas.errors import RollstreamError, SettingsError
+from rollstream.schemas.trajectories import Trajectory
+from rollstream.trainers.evaluation import EpisodeFacts, episode_facts
+from rollstream.trainers.evaluation.report import PolicyFacts
+from rollstream.transport.settings import KafkaSettings
+
+
+@dataclass(frozen=True, slots=True)
+class _PlannedRun:
+    settings: ProducerSettings
+    prompts: int
+    data_source: str
+    data_digest: str
+
+
+class EvaluationContext:
+    """Given to an own evaluator: ``async def evaluate(context) -> dict[str, float | list[float]]``.
+
+    A list is one value per prompt and gets an error and an interval. Everything that is rolled out here is in the
+    report by itself, as for an evaluation without an evaluator.
+
+    Attributes:
+        settings: of this evaluation.
+        policy: the only one that may draw tokens.
+        episodes: of all rollouts so far.
+        outcomes: of all rollouts so far.
+        data_digests: per environment, of the data.
+    """
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        policy: PolicyFacts,
+        kafka: KafkaSettings,
+        *,
+        stop: asyncio.Event,
+        on_progress: OnProgress,
+    ) -> None:
+        self.settings = settings
+        self.policy = policy
+        self.episodes: list[EpisodeFacts] = []
+        self.outcomes: list[RolloutOutcome] = []
+        self.data_digests: dict[str, str] = {}
+        self._kafka = kafka
+        self._stop = stop
+        self._on_progress = on_progress
+        self._score = load_function(settings.score, kind="score") if settings.score is not None else None
+        self._deadline_s = asyncio.get_running_loop().time() + settings.timeout_s
+
+    @property
+    def is_stopped(self) -> bool:
+        """Somebody asked to stop, and episodes are missing for it."""
+        return any(outcome.is_stopped for outcome in self.outcomes)
+
+    async def rollout_data(self, **options: Any) -> list[list[Trajectory]]:
+        """Roll out the evaluation's own data; see `rollout`.
+
+        Without an evaluator trajectories are not kept, and the lists are empty.
+        """
+        source = self.settings.data
+        if not source:
+            raise SettingsError(f"evaluation {self.settings.name!r} has no data of its own: give --data")
+        return await self._rolled_out(source, options, label="", keeps=self.settings.evaluator is not None)
+
+    async def rollout(
+        self, rows: Sequence[Mapping[str, Any]], *, label: str = "rows", samples: int | None = None, **options: Any
+    ) -> list[list[Trajectory]]:
+        """Roll out rows and wait for their trajectories.
+
+        The same rows under the same label and options are the same run: called again after a crash, it goes on.
+
+        Args:
+            rows: as they would stand in a JSONL file, at least one.
+            label: tells rollouts apart; also their environment in the report.
+            samples: episodes per row; default: the evaluation's.
+            options: keys of ``[producer]`` that go before those of the evaluation's ``tasks``.
+
+        Returns:
+            Per row its trajectories in order of their members. Those that are missing at the time-out or have tokens of
+            another policy are left out, and counted in the report.
+
+        Raises:
+            SettingsError: a row or an option is wrong.
+        """
+        if not rows:
+            raise SettingsError("a rollout needs at least one row")
+        with tempfile.TemporaryDirectory(prefix="rollstream-eval-") as folder:
+            path = Path(folder) / f"{label}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            options = {"data_source": label, **options, "on_bad_row": "stop"}
+            return await self._rolled_out(str(path), options, label=label, keeps=True, samples=samples)
+
+    async def _rolled_out(
+        self, source: str, options: Mapping[str, Any], *, label: str, keeps: bool, samples: int | None = None
+    ) -> list[list[Trajectory]]:
+        run = await asyncio.to_thread(self._planned, source, options, label, samples)
+        self.data_digests[run.data_source] = run.data_digest
+        kept: dict[int, dict[int, Trajectory]] = defaultdict(dict)
+
+        async def see(trajectory: Trajectory) -> None:
+            facts = await self._facts(trajectory)
+            self.episodes.append(facts)
+            if keeps and not facts.is_foreign:
+                kept[trajectory.group_index][trajectory.member_index] = trajectory
+
+        outcome = await roll_out(
+            run.settings,
+            self._kafka,
+            prompts=run.prompts,
+            timeout_s=max(0.0, self._deadline_s - asyncio.get_running_loop().time()),
+            stop=self._stop,
+            see=see,
+            on_progress=self._on_progress,
+        )
+        self.outcomes.append(outcome)
+        if not keeps:
+            return []
+        return [[members[m] for m in sorted(members)] for members in (kept[g] for g in range(run.prompts))]
+
+    def _planned(self, source: str, options: Mapping[str, Any], label: str, samples: int | None) -> _PlannedRun:
+        """The run's settings; its id is a function of everything that decides its tasks."""
+        pin = policy_pin(self.policy)
+        try:
+            settings = self.settings.producer(
+                source, run_id="planned", samples=samples, policy=pin, **{"is_paced": False, **options}
+            )
+        except ValueError as error:
+            raise SettingsError(f"options of a rollout are wrong: {error}") from error
+        settings = with_tool_specs(settings, toolset=self.settings.toolset)
+        plan = open_plan(settings)
+        try:
+            digest = blake2b(
+                json.dumps([plan.fingerprints(), self.settings.repeat, pin.manifest_sha256], sort_keys=True).encode(),
+                digest_size=6,
+            ).hexdigest()
+            names = [self.settings.name, *([label] if label else []), self.policy.label, digest]
+            run_id = "/".join(["eval", *names])
+            return _PlannedRun(
+                settings.model_copy(update={"run_id": run_id}),
+                plan.prompts_total,
+                plan.data_source,
+                plan.source.fingerprint,
+            )
+        finally:
+            plan.source.close()
+
+    async def _facts(self, trajectory: Trajectory) -> EpisodeFacts:
+        scores = None
+        if self._score is not None and trajectory.status in ("completed", "truncated"):
+            try:
+                found = await asyncio.to_thread(self._score, trajectory)
+                scores = await found if inspect.isawaitable(found) else found
+            except RollstreamError:
+                raise
+            except Exception as error:  # a foreign function may raise anything
+                raise SettingsError(
+                    f"score {self.settings.score!r} failed on trajectory {trajectory.trajectory_id!r} "
+                    f"({trajectory.data_index}): {type(error).__name__}: {error}"
+                ) from error
+        return episode_facts(trajectory, lineage=self.policy.lineage, version=self.policy.version, scores=scores)
