@@ -27,6 +27,7 @@ _STATES = {
     "emitting": "sending",
     "waiting_for_trainer": "waiting for the trainer",
     "paused": "paused",
+    "serving_backfill": "all sent, replacements may be wanted",
     "finished": "finished",
     "stopped": "stopped",
 }

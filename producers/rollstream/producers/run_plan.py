@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
+from itertools import islice
 
 import msgspec
 
 from rollstream.producers.columns import ColumnMapping, map_columns
 from rollstream.producers.prompt_sources import PromptSource, open_source
 from rollstream.producers.settings import ProducerSettings
-from rollstream.producers.shuffling import row_order
+from rollstream.producers.shuffling import Permutation, row_order
 from rollstream.producers.task_building import REWARDS_WITH_ANSWER, Prompt, PromptBuilder, Rejection
 from rollstream.schemas.errors import SettingsError
 
@@ -32,6 +34,9 @@ class RunPlan:
         if not self.rows:
             raise SettingsError(f"skip={settings.skip} leaves none of the {len(source)} rows of {source.name!r}")
         self.data_source = settings.data_source or source.name
+        self._reading = threading.Lock()
+        self._bad_positions: frozenset[int] | None = frozenset() if settings.on_bad_row == "stop" else None
+        """Positions in ``rows`` of bad rows; None: not known yet."""
 
     @property
     def prompts_total(self) -> int:
@@ -40,11 +45,40 @@ class RunPlan:
 
     def prompts(self) -> Iterator[Prompt | Rejection]:
         """Every row of every epoch; a rejected row takes no group index."""
-        seed = self.settings.seed if self.settings.is_shuffled else None
         for epoch in range(self.settings.epochs):
-            order = row_order(self.rows, seed=seed, epoch=epoch)
+            order = self._order(epoch)
             for position in range(len(self.rows)):
-                yield self._builder.build(self.source.row(self.rows[order[position]]))
+                yield self._read(order[position])
+
+    def prompt(self, group_index: int) -> Prompt | None:
+        """The prompt of a group, read again; None if the run has no such group. Blocking.
+
+        Where bad rows are left out, the first call reads the whole source once to know which they are.
+        """
+        bad = self._find_bad_positions()
+        epoch, number = divmod(group_index, max(1, len(self.rows) - len(bad)))
+        if len(bad) == len(self.rows) or not 0 <= epoch < self.settings.epochs:
+            return None
+        order = self._order(epoch)
+        positions = (order[place] for place in range(len(self.rows))) if bad else iter([order[number]])
+        position = next(islice((p for p in positions if p not in bad), number if bad else 0, None))
+        built = self._read(position)
+        return built if isinstance(built, Prompt) else None
+
+    def _order(self, epoch: int) -> Permutation | range:
+        return row_order(self.rows, seed=self.settings.seed if self.settings.is_shuffled else None, epoch=epoch)
+
+    def _read(self, position: int) -> Prompt | Rejection:
+        """Two threads may ask: one that emits, one that looks up; sources serve one at a time."""
+        with self._reading:
+            row = self.source.row(self.rows[position])
+        return self._builder.build(row)
+
+    def _find_bad_positions(self) -> frozenset[int]:
+        if self._bad_positions is None:
+            found = (p for p in range(len(self.rows)) if isinstance(self._read(p), Rejection))
+            self._bad_positions = frozenset(found)
+        return self._bad_positions
 
     def check_all_rows(self) -> None:
         """Read every row of the plan once.

@@ -15,17 +15,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Literal
 
-from rollstream.producers.acknowledged import AcknowledgedPrefix
-from rollstream.producers.pacing import PaceState, decide_pace, groups_of_other_runs
+from rollstream.producers.backfill import BackfillDesk
+from rollstream.producers.emit_claims import CLAIM_GROUPS, claims_of_others
+from rollstream.producers.pacing import PaceState, decide_pace
 from rollstream.producers.run_plan import RunPlan, check_same_run, open_plan
+from rollstream.producers.run_record import PUBLISH_DEADLINE_S, RunRecord
 from rollstream.producers.settings import ProducerSettings
 from rollstream.producers.task_building import Prompt, Rejection, build_group, group_task_ids
 from rollstream.producers.task_log import TaskLog, check_log, read_task_log
@@ -34,19 +34,19 @@ from rollstream.schemas.control import Pause, ProducerProgress, TrainerProgress
 from rollstream.schemas.errors import RollstreamError, SettingsError, single_errors
 from rollstream.schemas.ids import group_partition
 from rollstream.schemas.tasks import RolloutTask
-from rollstream.transport.control import ControlFollower, control_key
+from rollstream.transport.control import ControlFollower
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.settings import KafkaSettings
 
 logger = logging.getLogger(__name__)
 
-REPORT_INTERVAL_S = 0.5
 PACE_POLL_S = 0.5
 """A stop is noticed after this long while waiting for the trainer."""
-PUBLISH_DEADLINE_S = 600.0
-"""A broker that is away longer than this ends the producer; running it again goes on."""
 _CHUNK_PROMPTS = 256
 _MAX_LOGGED_REJECTIONS = 20
+
+
+RunState = Literal["reading", "serving_backfill", "finished", "stopped"] | PaceState
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +54,24 @@ class RunProgress:
     """Where a run stands.
 
     Attributes:
-        state: ``reading`` what is there, sending, waiting, or over.
+        state: ``reading`` what is there, sending, waiting, all sent but for replacements that may be wanted, or over.
         groups_done: groups whose tasks are all in the topic.
         groups_total: groups of all epochs, bad rows found so far left out.
         tasks_sent: tasks this process has sent and got acknowledged.
         tasks_found: tasks of the run that were in the topic before.
         rows_rejected: bad rows, counted in every epoch.
         groups_allowed: how many groups the trainer allows by now; None: no limit.
+        replacements_sent: tasks this process has sent in the place of others, on a trainer's wish.
     """
 
-    state: Literal["reading", "finished", "stopped"] | PaceState
+    state: RunState
     groups_done: int
     groups_total: int
     tasks_sent: int = 0
     tasks_found: int = 0
     rows_rejected: int = 0
     groups_allowed: int | None = None
+    replacements_sent: int = 0
 
 
 OnProgress = Callable[[RunProgress], None]
@@ -118,19 +120,16 @@ class _Emission:
         self._stop = stop
         self._on_progress = on_progress
         self._log = TaskLog([])
-        self._start_offsets: list[int] = []
-        self._fingerprints: dict[str, str] = {}
-        self._acknowledged = AcknowledgedPrefix()
+        self._record = RunRecord(publisher, control, plan.settings, plan.fingerprints())
+        self._desk = BackfillDesk(plan, control, is_sent=self._is_in_topic, send=self._send)
         self._slots = asyncio.Semaphore(plan.settings.max_groups_in_flight)
         self._over = asyncio.Event()
-        self._state: Literal["reading", "finished", "stopped"] | PaceState = "reading"
+        self._state: RunState = "reading"
         self._groups_allowed: int | None = None
         self._groups_done = 0
         self._tasks_sent = 0
         self._watch = TaskTopicWatch(kafka, plan.settings.run_id, [])
         self._rows_rejected = 0
-        self._announced = 0
-        self._groups_before = 0
 
     def progress(self) -> RunProgress:
         return RunProgress(
@@ -141,44 +140,47 @@ class _Emission:
             tasks_found=self._log.tasks_found,
             rows_rejected=self._rows_rejected,
             groups_allowed=self._groups_allowed,
+            replacements_sent=self._desk.replacements_sent,
         )
 
     async def run(self) -> None:
         await self._continue_run()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._announce())
+            tasks.create_task(self._record.keep(self._over))
             tasks.create_task(self._watch.run(self._over, every_s=self._settings.topic_check_s))
+            tasks.create_task(self._desk.serve(self._over))
             try:
                 is_complete = await self._emit_groups()
+                await self._watch.check()
+                await self._record.announce(is_finished=is_complete)
+                if is_complete and self._desk.linger_s > 0:
+                    self._set_state("serving_backfill")
+                    await self._desk.linger(self._stop)
             finally:
                 self._over.set()
-        await self._watch.check()
         self._set_state("finished" if is_complete else "stopped")
-        await self._announce_once(is_finished=is_complete)
 
     async def _continue_run(self) -> None:
         """Find out what is there, and record under which choices the run goes on."""
         self._on_progress(self.progress())
         run_id = self._settings.run_id
-        recorded = self._recorded()
-        self._fingerprints = self._plan.fingerprints()
+        recorded = self._record.before
         if recorded is not None:
-            check_same_run(run_id, recorded.fingerprints, self._fingerprints)
-            self._start_offsets = recorded.start_offsets
-            self._groups_before = recorded.groups_emitted
-        self._log = await read_task_log(self._kafka, run_id, self._start_offsets, settled_groups=self._groups_before)
+            check_same_run(run_id, recorded.fingerprints, self._plan.fingerprints())
+        self._log = await read_task_log(
+            self._kafka, run_id, self._record.start_offsets, settled_groups=self._record.groups_before
+        )
         await asyncio.to_thread(check_log, run_id, recorded, self._log, topic=self._kafka.topic("tasks"))
         self._watch = TaskTopicWatch(self._kafka, run_id, self._log.end_offsets)
         if recorded is None:
-            self._start_offsets = self._log.end_offsets
+            self._record.start_offsets = self._log.end_offsets
         grows = recorded is not None and recorded.is_finished and self._plan.prompts_total > recorded.groups_emitted
         if recorded is None or grows:
-            await self._announce_once()
+            await self._record.announce()
         logger.info("run %s: %d tasks are already there", run_id, self._log.tasks_found)
 
-    def _recorded(self) -> ProducerProgress | None:
-        progresses = self._control.all(ProducerProgress).values()
-        return next((p for p in progresses if p.run_id == self._settings.run_id), None)
+    def _is_in_topic(self, trajectory_id: str) -> bool:
+        return self._log.has(trajectory_id)
 
     async def _emit_groups(self) -> bool:
         """Send every group that is missing; False when stopped before the end."""
@@ -187,40 +189,48 @@ class _Emission:
         with _Rejects(self._settings.rejects_path) as rejects:
             async with asyncio.TaskGroup() as sending:
                 while chunk := await asyncio.to_thread(_take, prompts):
-                    for built in chunk:
+                    for place, built in enumerate(chunk):
                         if isinstance(built, Rejection):
                             self._rows_rejected += 1
                             rejects.write(built)
                             continue
-                        if not await self._emit_group(group_index, built, sending):
+                        in_hand = sum(isinstance(other, Prompt) for other in chunk[place : place + CLAIM_GROUPS])
+                        if not await self._emit_group(group_index, built, sending, in_hand):
                             return False
                         group_index += 1
         return True
 
-    async def _emit_group(self, group_index: int, prompt: Prompt, sending: asyncio.TaskGroup) -> bool:
-        if group_index < self._groups_before or all(map(self._log.has, group_task_ids(self._settings, group_index))):
+    async def _emit_group(self, group_index: int, prompt: Prompt, sending: asyncio.TaskGroup, in_hand: int) -> bool:
+        if group_index < self._record.groups_before or all(
+            map(self._log.has, group_task_ids(self._settings, group_index))
+        ):
             self._finish_group(group_index)
             return True
-        if not await self._may_emit(group_index):
+        if not await self._may_emit(group_index, in_hand):
             return False
         await self._slots.acquire()
         sending.create_task(self._send_group(group_index, prompt))
         return True
 
-    async def _may_emit(self, group_index: int) -> bool:
-        """Wait until the group may go out; False when stopped."""
+    async def _may_emit(self, group_index: int, in_hand: int) -> bool:
+        """Wait until the group may go out, the first of ``in_hand`` that are known to follow; False when stopped."""
         while not self._stop.is_set():
+            if not self._record.is_read_back():
+                await self._control.wait_for_change(timeout_s=PACE_POLL_S)
+                continue
             trainer, pause = self._control.latest(TrainerProgress), self._control.latest(Pause)
             pace = decide_pace(
                 group_index,
                 pacing=self._settings.pacing,
                 trainer=trainer[0] if trainer else None,
                 pause=pause[0] if pause else None,
-                groups_of_other_runs=groups_of_other_runs(
-                    self._control.all(ProducerProgress).values(), self._settings.run_id
-                ),
+                claim=self._record.claim,
+                others=claims_of_others(self._control.placed(ProducerProgress), self._settings.run_id),
             )
             self._groups_allowed = pace.groups_allowed
+            if pace.needs_claim:
+                await self._record.claim_places(group_index, group_index + in_hand)
+                continue
             self._set_state(pace.state)
             if pace.state == "emitting":
                 return True
@@ -245,37 +255,14 @@ class _Emission:
         self._watch.tasks_acknowledged += 1
 
     def _finish_group(self, group_index: int) -> None:
-        self._acknowledged.add(group_index)
+        self._record.acknowledge(group_index)
         self._groups_done += 1
         self._on_progress(self.progress())
 
-    def _set_state(self, state: Literal["finished", "stopped"] | PaceState) -> None:
+    def _set_state(self, state: RunState) -> None:
         if state != self._state:
             self._state = state
             self._on_progress(self.progress())
-
-    async def _announce(self) -> None:
-        """Tell everybody how far the run is, at most twice a second."""
-        while not self._over.is_set():
-            if self._acknowledged.count > max(self._announced, self._groups_before):
-                await self._announce_once()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(REPORT_INTERVAL_S):
-                    await self._over.wait()
-
-    async def _announce_once(self, *, is_finished: bool = False) -> None:
-        self._announced = max(self._acknowledged.count, self._groups_before)
-        message = ProducerProgress(
-            run_id=self._settings.run_id,
-            groups_emitted=self._announced,
-            group_size=self._settings.group_size,
-            is_finished=is_finished,
-            updated_at=time.time(),
-            is_train=self._settings.is_train,
-            fingerprints=self._fingerprints,
-            start_offsets=self._start_offsets,
-        )
-        await self._publisher.publish(message, key=control_key(message), deadline_s=PUBLISH_DEADLINE_S)
 
 
 class _Rejects:

@@ -15,6 +15,7 @@ from rollstream.producers.columns import ColumnMapping, look_up, render_template
 from rollstream.producers.prompt_sources import SourceRow
 from rollstream.producers.settings import ProducerSettings
 from rollstream.schemas import ids
+from rollstream.schemas.control import WantedMember
 from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.tasks import ChatMessage, RewardSpec, RolloutTask, WorkspaceSpec
 
@@ -168,6 +169,16 @@ class PromptBuilder:
 def build_group(prompt: Prompt, settings: ProducerSettings, group_index: int, *, data_source: str) -> list[RolloutTask]:
     """The ``group_size`` tasks of a prompt; ids are pure functions of (run, group, member)."""
     return [_task(prompt, settings, group_index, member, data_source) for member in range(settings.group_size)]
+
+
+def build_replacement(
+    prompt: Prompt, settings: ProducerSettings, member: WantedMember, *, data_source: str
+) -> RolloutTask:
+    """The task that takes the place of a member's: the same but for its number and its id."""
+    task = _task(prompt, settings, member.group_index, member.member_index, data_source)
+    number = member.replacement
+    trajectory_id = ids.trajectory_id(settings.run_id, member.group_index, member.member_index, number)
+    return msgspec.structs.replace(task, trajectory_id=trajectory_id, replacement=number)
 
 
 def group_task_ids(settings: ProducerSettings, group_index: int) -> Iterator[str]:

@@ -36,6 +36,7 @@ class _TaskHead(msgspec.Struct):
     run_id: str
     trajectory_id: str
     group_index: int
+    replacement: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class TaskLog:
         records_read: of all runs.
         begin_offsets: per partition, where the log begins.
         settled: per partition, tasks of settled groups.
+        replacement_ids: ids of all replacements of the run; they are in no other count.
     """
 
     end_offsets: list[int]
@@ -55,6 +57,7 @@ class TaskLog:
     records_read: int = 0
     begin_offsets: list[int] = field(default_factory=list[int])
     settled: list[int] = field(default_factory=list[int])
+    replacement_ids: set[str] = field(default_factory=set[str])
 
     @property
     def partitions(self) -> int:
@@ -63,12 +66,12 @@ class TaskLog:
 
     @property
     def tasks_found(self) -> int:
-        """Tasks of the run in the topic."""
+        """Tasks of the run in the topic, replacements left out."""
         return len(self.task_ids) + sum(self.settled)
 
     def has(self, trajectory_id: str) -> bool:
         """Whether the task is in the topic."""
-        return trajectory_id in self.task_ids
+        return trajectory_id in self.task_ids or trajectory_id in self.replacement_ids
 
 
 def check_log(run_id: str, recorded: ProducerProgress | None, log: TaskLog, *, topic: str) -> None:
@@ -134,6 +137,7 @@ async def read_task_log(
                 consumer.seek(partition, min(offset, ends[partition]))
         reader = SteadyReader(consumer)
         task_ids: set[str] = set()
+        replacement_ids: set[str] = set()
         settled = [0] * len(partitions)
         read = 0
         decoder = msgspec.msgpack.Decoder(_TaskHead)
@@ -151,12 +155,16 @@ async def read_task_log(
                 head = _head(decoder, record.value, record_headers(record))
                 if head is None or head.run_id != run_id:
                     continue
-                if head.group_index < settled_groups:
+                if head.replacement:
+                    replacement_ids.add(head.trajectory_id)
+                elif head.group_index < settled_groups:
                     settled[record.partition] += 1
                 else:
                     task_ids.add(head.trajectory_id)
             await asyncio.sleep(0)
-        return TaskLog([ends[p] for p in partitions], task_ids, read, [beginnings[p] for p in partitions], settled)
+        return TaskLog(
+            [ends[p] for p in partitions], task_ids, read, [beginnings[p] for p in partitions], settled, replacement_ids
+        )
     finally:
         await stop_consumer(consumer)
 

@@ -85,6 +85,12 @@ class ProducerProgress(Message, frozen=True, kw_only=True):
     """Digest per option and of the data: a run is continued only under the same ones."""
     start_offsets: list[int] = msgspec.field(default_factory=list[int])
     """Per partition of ``tasks``: no task of the run lies below it. Empty: unknown."""
+    groups_reserved: int = 0
+    """Groups below this index take places under ``emit_limit``, emitted or not yet; never lowered. 0: those emitted."""
+    reserved_from: int = 0
+    """Where the newest claim begins: groups below it were within the limit before."""
+    reserved_at: int | None = None
+    """Offset on ``control`` of the record that made the newest claim: its place in the queue. None: this record's."""
 
 
 class Pause(Message, frozen=True, kw_only=True):

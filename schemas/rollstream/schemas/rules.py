@@ -199,6 +199,15 @@ def _check_producer_progress(progress: ProducerProgress) -> None:
         progress.group_size,
         f"must be in [1, {MAX_GROUP_SIZE}]",
     )
+    _require(
+        0 <= progress.reserved_from <= progress.groups_reserved,
+        "reserved_from",
+        progress.reserved_from,
+        f"must be in [0, groups_reserved={progress.groups_reserved}]",
+    )
+    _require(
+        progress.reserved_at is None or progress.reserved_at >= 0, "reserved_at", progress.reserved_at, "must be >= 0"
+    )
 
 
 def _check_backfill(wanted: BackfillWanted) -> None:

@@ -121,7 +121,7 @@ class _Fact:
                 closed = trainer.groups_consumed + trainer.groups_dropped
                 return trainer.lineage, trainer.version, closed, trainer.updated_at, self.offset
             case ProducerProgress() as producer:
-                return producer.groups_emitted, producer.updated_at, self.offset
+                return producer.groups_emitted, producer.groups_reserved, producer.updated_at, self.offset
             case _:
                 return (self.offset,)
 
@@ -154,6 +154,11 @@ class ControlFacts:
         """The newest message of a type by key."""
         return {key: fact.message for key, fact in self._facts.items() if isinstance(fact.message, message_type)}
 
+    def placed(self, message_type: type[M]) -> list[tuple[M, int]]:
+        """The newest message of each key of a type, with its offset."""
+        facts = self._facts.values()
+        return [(fact.message, fact.offset) for fact in facts if isinstance(fact.message, message_type)]
+
 
 @dataclass(frozen=True, slots=True)
 class _Rubbish:
@@ -185,12 +190,15 @@ class ControlFollower:
         self._changed = asyncio.Event()
         self._seen: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
         self._stack = AsyncExitStack()
+        self._consumer: AIOKafkaConsumer | None = None
+        self._read_to = 0
 
     async def __aenter__(self) -> ControlFollower:
         async with AsyncExitStack() as stack:
             consumer = await start_consumer(self._kafka, self._partition.topic)
             stack.push_async_callback(stop_consumer, consumer)
             reader = SteadyReader(consumer)
+            self._consumer = consumer
             await self._read_to_end(consumer, reader)
             self._changes_at_start = self._changes
             tasks = await asyncio.TaskGroup().__aenter__()
@@ -217,6 +225,18 @@ class ControlFollower:
     def all(self, message_type: type[M]) -> dict[str, M]:
         """The newest message of a type by key."""
         return self._facts.all(message_type)
+
+    def placed(self, message_type: type[M]) -> list[tuple[M, int]]:
+        """The newest message of each key of a type, with its offset."""
+        return self._facts.placed(message_type)
+
+    def has_read(self, offset: int) -> bool:
+        """Whether the record at ``offset`` was read, and with it all that the broker had when it last answered.
+
+        So whatever compaction removed below ``offset`` is known by the newer record that replaced it.
+        """
+        end: int | None = None if self._consumer is None else self._consumer.highwater(self._partition)
+        return end is not None and self._read_to > offset and self._read_to >= end
 
     async def wait_for_change(self, timeout_s: float) -> bool:
         """Wait until something has changed since this asyncio task last waited here; False after ``timeout_s``.
@@ -259,6 +279,7 @@ class ControlFollower:
         records = await reader.read(timeout_s=POLL_S)
         for record in records:
             self._take(record)
+            self._read_to = record.offset + 1
         if records:
             self._changes += 1
             self._changed.set()
