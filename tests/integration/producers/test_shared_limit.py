@@ -1,4 +1,6 @@
 """Several producers under one limit on a real broker: together exactly as many groups as the trainer allows."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (aiokafka is only partly annotated)
 
 from __future__ import annotations
 

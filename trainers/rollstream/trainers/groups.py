@@ -22,6 +22,8 @@ from rollstream.trainers.intervals import IntervalSet
 Arrival = Literal["counted", "completed", "duplicate", "unequal_duplicate", "late"]
 """``completed``: counted, and it was the last member its group waited for."""
 
+SILENT_PRODUCER_S = 60.0
+"""One that holds places speaks every ten seconds; after this, and the groups' deadline, it is presumed dead."""
 REMEMBERED_INCOMPLETE_GROUPS = 10_000
 """Groups closed without all members, of which it is still known who was missing: a late member is told from a copy."""
 
@@ -75,6 +77,17 @@ class _RunProgress:
     """(groups emitted, clock when that was first heard), ascending in both."""
     expired_to: int = 0
     """All groups below it have passed their deadline."""
+    groups_reserved: int = 0
+    heard_at_s: float = 0.0
+
+    def is_silent(self, since_s: float) -> bool:
+        """Whether its producer holds places that it does not use, and has said nothing since then."""
+        return self.groups_reserved > self.groups_emitted and self.heard_at_s <= since_s
+
+    def presume_emitted(self) -> None:
+        """Nobody knows whether the reserved groups are there: they have their deadline like those that are."""
+        self.groups_emitted = self.groups_reserved
+        self.marks.append((self.groups_emitted, self.heard_at_s))
 
 
 class GroupAssembler:
@@ -119,6 +132,8 @@ class GroupAssembler:
         """Hear which groups exist: from now on each has a deadline, whether anything of it arrives or not."""
         run = self._runs.setdefault(progress.run_id, _RunProgress())
         run.group_size, run.is_train, run.is_finished = progress.group_size, progress.is_train, progress.is_finished
+        run.groups_reserved = 0 if progress.is_finished else progress.groups_reserved
+        run.heard_at_s = now_s
         if progress.groups_emitted > run.groups_emitted:
             run.groups_emitted = progress.groups_emitted
             run.marks.append((progress.groups_emitted, now_s))
@@ -126,6 +141,8 @@ class GroupAssembler:
     def has_overdue(self, now_s: float) -> bool:
         """Whether ``expire`` would end the wait for something."""
         limit = now_s - self._deadline_s
+        if any(run.is_silent(self._silent_since_s(now_s)) for run in self._runs.values()):
+            return True
         return any(run.marks and run.marks[0][1] <= limit for run in self._runs.values()) or any(
             group.known_since_s <= limit for group in self._open.values()
         )
@@ -141,6 +158,8 @@ class GroupAssembler:
             self._give_up_waiting(group)
         lost: list[tuple[GroupKey, bool]] = []
         for run_id, run in self._runs.items():
+            if run.is_silent(self._silent_since_s(now_s)):
+                run.presume_emitted()
             while run.marks and run.marks[0][1] <= limit:
                 emitted, _ = run.marks.popleft()
                 for index in self._closed.setdefault(run_id, IntervalSet()).missing(run.expired_to, emitted):
@@ -201,6 +220,9 @@ class GroupAssembler:
         """Groups of the run that are neither closed nor ready."""
         closed = self._closed.get(run_id, IntervalSet())
         return sum(GroupKey(run_id, index) not in self._ready for index in closed.missing(0, groups_emitted))
+
+    def _silent_since_s(self, now_s: float) -> float:
+        return now_s - max(self._deadline_s, SILENT_PRODUCER_S)
 
     def _sort_in(self, group: ArrivingGroup) -> bool:
         if not group.is_ready or self._open.pop(group.key, None) is None:
