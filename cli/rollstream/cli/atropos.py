@@ -1,4 +1,4 @@
-"""``rollstream atropos push``: trainers that speak Atropos' HTTP API drink from the stream."""
+"""``rollstream atropos push | serve``: trainers that speak Atropos' HTTP API drink from the stream."""
 
 from __future__ import annotations
 
@@ -70,6 +70,50 @@ def push(
         typer.echo(f"{counts.pushed} groups pushed; left out: {left_out or 'none'}")
 
     run_on_uvloop(pushing())
+
+
+@atropos_app.command()
+def serve(
+    bootstrap: Bootstrap = None,
+    prefix: Prefix = None,
+    run: Run = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: a free one.", min=0, max=65535)] = 8000,
+    state_file: StateFile = Path("atropos-serve.json"),
+    checkpoints: Checkpoints = None,
+    max_queued_batches: Annotated[int, typer.Option(help="Batches held ready.", min=1)] = 1,
+    pause: Annotated[
+        bool, typer.Option(help="Answer that there is none once after each batch, for trainers that collect batches.")
+    ] = True,
+    keep_equal_scores: KeepEqual = False,
+    mute_truncated: MuteTruncated = False,
+) -> None:
+    """Answer Atropos' trainers in the place of its server, until SIGTERM or Ctrl-C."""
+    _check_extra()
+    from rollstream.trainers.adapters.atropos.scored_groups import GroupRules
+    from rollstream.trainers.adapters.atropos.server import ServeOptions, run_server
+    from rollstream.transport.telemetry import set_up_logging
+
+    settings = load_settings({"kafka": {"bootstrap": bootstrap, "prefix": prefix}, "trainer": {"run_id": run}})
+    options = ServeOptions(
+        state_file=state_file,
+        host=host,
+        port=port,
+        rules=GroupRules(keeps_equal_scores=keep_equal_scores, mutes_truncated=mute_truncated),
+        max_queued_batches=max_queued_batches,
+        pauses=pause,
+        checkpoints=checkpoints,
+    )
+    set_up_logging()
+
+    def say_port(port: int) -> None:
+        typer.echo(f"listening on http://{host}:{port}")
+
+    async def serving() -> None:
+        with stop_on_signals() as stop:
+            await run_server(settings.kafka, settings.trainer, options, stop, on_listening=say_port)
+
+    run_on_uvloop(serving())
 
 
 def _check_extra() -> None:

@@ -68,6 +68,8 @@ class GroupSource:
         self._watch = watch or CheckpointWatch()
         self._patience_s = trainer.timeout_s
         self._waiting_since = time.monotonic()
+        self.has_begun = False
+        """Whether a group has been asked for, so that ``state()`` says where the stream stands."""
         self.has_ended = False
         """Whether every run is finished and all its groups are closed; a further run may begin."""
 
@@ -90,6 +92,7 @@ class GroupSource:
             TransientError: the broker does not answer.
         """
         await self.publish_checkpoint()
+        self.has_begun = True
         try:
             batch = await anext(self._stream, None)
         except TimeoutError as error:
@@ -132,8 +135,3 @@ class GroupSource:
     def version(self) -> int:
         """The newest published policy version."""
         return self._stream.stats().version
-
-    @property
-    def patience_s(self) -> float:
-        """Wait for a group after which the log says why there is none."""
-        return self._patience_s

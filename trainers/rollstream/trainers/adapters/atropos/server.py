@@ -1,0 +1,324 @@
+"""Answers Atropos' trainers from the stream, in the place of Atropos' own server.
+
+Duty: `/register`, `/batch`, `/status`, `/info`, `/wandb_info` and `/latest_example` as trainers know them; environments
+are refused, as RollStream is the environment.
+
+Invariants: a batch has exactly the registered number of sequences, of groups in the order of the stream, none older
+than ``max_staleness``; ``current_step`` never falls; a batch counts as trained on when the trainer asks for the next
+one, and that is in the state file before the answer leaves.
+
+Crash of the server: the trainer's next question, to the server started again, finishes the batch that it has; no
+registration is needed. If the server dies between the answer with a batch and the word in the file that it has left,
+the batch comes again. Crash of the trainer: it registers, and gets the batch that it had not finished. Two trainers
+must not ask one server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from rollstream.schemas.errors import SettingsError
+from rollstream.trainers.adapters.atropos.checkpoints import SETTLE_S, CheckpointWatch
+from rollstream.trainers.adapters.atropos.group_source import LOOK_S, GroupSource
+from rollstream.trainers.adapters.atropos.progress_file import ProgressFile
+from rollstream.trainers.adapters.atropos.scored_groups import GroupRules, members_of, refusal, scored_group
+from rollstream.trainers.adapters.atropos.served_batches import ServedBatches, WaitingGroup
+from rollstream.trainers.batches import TrajectoryGroup
+from rollstream.trainers.settings import TrainerSettings
+from rollstream.transport.settings import KafkaSettings
+
+logger = logging.getLogger(__name__)
+
+ODD_SIZES_BATCHES = 8
+"""So many batches' worth of groups are looked through for a combination that makes a batch."""
+NO_EXAMPLE: dict[str, Any] = {
+    key: []
+    for key in (
+        "tokens",
+        "masks",
+        "scores",
+        "advantages",
+        "ref_logprobs",
+        "generation_params",
+        "inference_logprobs",
+        "messages",
+        "images",
+    )
+}
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """What a trainer says of itself; the names are Atropos'."""
+
+    wandb_group: str
+    wandb_project: str
+    batch_size: int
+    max_token_len: int
+    checkpoint_dir: str
+    save_checkpoint_interval: int
+    starting_step: int
+    num_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How trainers are served.
+
+    Attributes:
+        state_file: where the server's place in the stream is kept.
+        port: 0: a free one.
+        rules: which groups are served; ``max_token_len`` is the trainer's if it is None.
+        max_queued_batches: batches held ready; more is staler.
+        pauses: answer "none yet" once after each batch, see `served_batches`. Without it a batch counts as trained on
+            at the very next question: for trainers that ask only after their step.
+        checkpoints: directory in which the trainer saves ``step_<n>``, to be published; None: it is not watched.
+        settle_s: a checkpoint is whole when nothing in it has changed for this long.
+    """
+
+    state_file: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    rules: GroupRules = field(default_factory=GroupRules)
+    max_queued_batches: int = 1
+    pauses: bool = True
+    checkpoints: Path | None = None
+    settle_s: float = SETTLE_S
+
+
+async def run_server(
+    kafka: KafkaSettings,
+    trainer: TrainerSettings,
+    options: ServeOptions,
+    stop: asyncio.Event,
+    *,
+    on_listening: Callable[[int], None] | None = None,
+) -> None:
+    """Serve until ``stop`` is set; ``on_listening`` hears the port.
+
+    Raises:
+        SettingsError: the port is taken, or the state file is unusable.
+        DataLossError: records that were still needed are gone.
+    """
+    progress = ProgressFile(options.state_file)
+    ledger = ServedBatches(await asyncio.to_thread(progress.load), pauses=options.pauses)
+    watch = CheckpointWatch(options.settle_s)
+    source = GroupSource(kafka, trainer, restored=ledger.stream_state, checkpoints=options.checkpoints, watch=watch)
+    async with source:
+        server = _Server(source, ledger, progress, trainer, options)
+        runner = web.AppRunner(server.app(), access_log=None)
+        await runner.setup()
+        try:
+            await _listen(runner, options, on_listening)
+            await server.fill(stop)
+        finally:
+            await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, options: ServeOptions, on_listening: Callable[[int], None] | None) -> None:
+    try:
+        await web.TCPSite(runner, options.host, options.port).start()
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {options.host}:{options.port}: {error}; choose another port") from error
+    if on_listening is not None:
+        on_listening(int(runner.addresses[0][1]))
+
+
+class _Server:
+    def __init__(
+        self,
+        source: GroupSource,
+        ledger: ServedBatches,
+        progress: ProgressFile,
+        trainer: TrainerSettings,
+        options: ServeOptions,
+    ) -> None:
+        self._source = source
+        self._ledger = ledger
+        self._progress = progress
+        self._max_staleness = trainer.max_staleness
+        self._options = options
+        self._registration = _checked(ledger.registration)
+        self._latest: dict[str, Any] = NO_EXAMPLE
+        self._asking = asyncio.Lock()
+        """One request at a time changes the ledger and its file."""
+        self._room = asyncio.Event()
+        self._has_warned = False
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/", self._root),
+                web.get("/info", self._info),
+                web.get("/wandb_info", self._wandb_info),
+                web.get("/status", self._status),
+                web.get("/latest_example", self._latest_example),
+                web.get("/batch", self._batch),
+                web.post("/register", self._register),
+                web.get("/reset_data", self._refuse),
+                web.get("/status-env", self._refuse),
+                web.post("/register-env", self._refuse),
+                web.post("/disconnect-env", self._refuse),
+                web.post("/scored_data", self._refuse),
+                web.post("/scored_data_list", self._refuse),
+            ]
+        )
+        return app
+
+    async def fill(self, stop: asyncio.Event) -> None:
+        """Take groups from the stream while there is room for them."""
+        while not stop.is_set():
+            state = self._source.state()
+            if self._source.has_begun:
+                self._ledger.note_state(state)
+            if not self._has_room() or self._source.has_ended:
+                await self._source.publish_checkpoint()
+                await self._wait_for_room()
+            group = await self._source.next_group() if self._has_room() else None
+            if group is not None:
+                self._take_in(group, state)
+
+    def _take_in(self, group: TrajectoryGroup, state: dict[str, Any]) -> None:
+        rules = self._options.rules
+        if rules.max_token_len is None and self._registration is not None:
+            rules = replace(rules, max_token_len=self._registration.max_token_len)
+        members = members_of(group)
+        reason = refusal(members, rules)
+        if reason is not None:
+            logger.info("group %d of run %r is left out: %s", group.group_index, group.run_id, reason)
+            return
+        self._latest = scored_group(group, members, rules)
+        self._ledger.add(
+            WaitingGroup(
+                key=(group.run_id, group.group_index),
+                size=len(members),
+                data=self._latest,
+                staleness=group.staleness,
+                version=self._source.version,
+                state_before=state,
+            )
+        )
+
+    def _has_room(self) -> bool:
+        if self._registration is None:
+            return self._ledger.waiting_groups == 0
+        batch_size, sequences = self._registration.batch_size, self._ledger.waiting_sequences
+        if sequences < self._options.max_queued_batches * batch_size:
+            return True
+        if self._ledger.can_form(batch_size):
+            return False
+        if sequences < ODD_SIZES_BATCHES * batch_size:
+            return True
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%d sequences wait in %d groups, and none of these groups make a batch of exactly %d: make the "
+                "trainer's batch size a multiple of the group size",
+                sequences,
+                self._ledger.waiting_groups,
+                batch_size,
+            )
+        return False
+
+    async def _wait_for_room(self) -> None:
+        self._room.clear()
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await self._room.wait()
+        except TimeoutError:
+            return
+
+    async def _save(self, *, has_left: bool = True) -> None:
+        await asyncio.to_thread(self._progress.save, self._ledger.saved(has_left=has_left))
+
+    async def _root(self, request: web.Request) -> web.Response:
+        return web.json_response({"message": "AtroposLib API, served by RollStream"})
+
+    async def _info(self, request: web.Request) -> web.Response:
+        known = self._registration
+        return web.json_response(
+            {"batch_size": known.batch_size if known else -1, "max_token_len": known.max_token_len if known else -1}
+        )
+
+    async def _wandb_info(self, request: web.Request) -> web.Response:
+        known = self._registration
+        return web.json_response(
+            {"group": known.wandb_group if known else None, "project": known.wandb_project if known else None}
+        )
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return web.json_response({"current_step": self._ledger.step, "queue_size": self._ledger.waiting_groups})
+
+    async def _latest_example(self, request: web.Request) -> web.Response:
+        return web.json_response(self._latest)
+
+    async def _register(self, request: web.Request) -> web.Response:
+        try:
+            body = msgspec.json.decode(await request.read(), type=dict[str, Any])
+            registration = msgspec.convert(body, Registration, strict=False)
+            if registration.batch_size < 1:
+                raise msgspec.ValidationError(f"batch_size is {registration.batch_size}: at least 1 is needed")
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            return web.json_response({"detail": str(error)}, status=HTTPStatus.UNPROCESSABLE_ENTITY)
+        async with self._asking:
+            self._registration = registration
+            self._ledger.register(msgspec.to_builtins(registration), registration.starting_step)
+            await self._save()
+        self._room.set()
+        return web.json_response({"uuid": uuid.uuid4().int})
+
+    async def _batch(self, request: web.Request) -> web.StreamResponse:
+        known = self._registration
+        if known is None:
+            message = "Trainer not registered. Call /register first."
+            return web.json_response({"status": "error", "message": message, "batch": []})
+        async with self._asking:
+            had_batch = self._ledger.has_batch_out
+            if not self._ledger.asked():
+                return web.json_response({"batch": None})
+            batch = self._ledger.next_batch(
+                known.batch_size, version=self._source.version, max_staleness=self._max_staleness
+            )
+            if had_batch or batch is not None:
+                await self._save(has_left=False)
+            self._room.set()
+            if batch is None:
+                return web.json_response({"batch": None})
+            body = await asyncio.to_thread(_encoded, {"batch": batch})
+            response = web.Response(body=body, content_type="application/json")
+            response.enable_compression()
+            try:
+                await response.prepare(request)
+                await response.write_eof()
+            except ConnectionError:
+                logger.warning("the trainer left before it had its batch; it will be in the next one")
+                self._ledger.take_back()
+                return response
+            await self._save()
+            return response
+
+    async def _refuse(self, request: web.Request) -> web.Response:
+        message = f"{request.path}: this server is fed by RollStream; environments and resets have no place here"
+        return web.json_response({"detail": message}, status=HTTPStatus.CONFLICT)
+
+
+def _checked(registration: dict[str, Any] | None) -> Registration | None:
+    try:
+        return None if registration is None else msgspec.convert(registration, Registration)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"the registration in the state file is none: {error}; name another file") from error
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, allow_nan=False).encode()
