@@ -66,6 +66,8 @@ class TrainerProgress(Message, frozen=True, kw_only=True):
     emit_limit: int | None
     """Producers wait while the groups they have emitted together reach it; None: no limit."""
     updated_at: float = 0.0
+    dropped_for: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """``groups_dropped`` by reason."""
 
 
 class ProducerProgress(Message, frozen=True, kw_only=True):

@@ -55,8 +55,7 @@ class Announcements:
 
     async def tell(self, stats: StreamStats) -> None:
         """Tell producers how far they may go, if that has changed."""
-        dropped = stats.stale_dropped + stats.failed_dropped + stats.zero_variance_dropped + stats.lost
-        news = (stats.version, stats.groups_consumed, dropped, stats.emit_limit)
+        news = (stats.version, stats.groups_consumed, stats.groups_dropped, stats.emit_limit)
         if news == self._told:
             return
         progress = TrainerProgress(
@@ -64,7 +63,8 @@ class Announcements:
             lineage=stats.lineage,
             version=stats.version,
             groups_consumed=stats.groups_consumed,
-            groups_dropped=dropped,
+            groups_dropped=stats.groups_dropped,
+            dropped_for={drop: groups for drop, groups in stats.drops.items() if groups},
             emit_limit=stats.emit_limit,
             updated_at=time.time(),
         )

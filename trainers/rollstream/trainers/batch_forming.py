@@ -1,27 +1,28 @@
 """Which groups make the next batch, which are dropped, and how far producers may go. Pure: driven record by record.
 
 Invariants: a group is delivered or dropped once, along every restored history; no delivered trajectory is older than
-``max_staleness`` at the trainer's version; every dropped group gives its place under ``emit_limit`` back.
+``max_staleness`` at the trainer's version; every dropped group gives its place under ``emit_limit`` back. A batch held
+back for slow groups stops nobody: these groups are emitted already, and each has a deadline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from rollstream.schemas.control import ProducerProgress
+from rollstream.schemas.control import ProducerProgress, WantedMember
 from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.trainers.batches import TrainingBatch, TrajectoryGroup
+from rollstream.trainers.emission import EmissionHistory
+from rollstream.trainers.group_filters import age, is_replaceable, reason_to_drop, training_group
 from rollstream.trainers.groups import ArrivingGroup, GroupAssembler, GroupKey
+from rollstream.trainers.holding import AwaitedGroup, held_for
 from rollstream.trainers.intervals import IntervalSet
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.trainers.staleness import BASE_LINEAGE, Ancestry, staleness
 from rollstream.trainers.stream_state import Counts, PublishedPolicy, StreamState, StreamStats
-
-Drop = Literal["failed", "stale", "zero_variance"]
 
 
 class BatchFormer:
@@ -40,13 +41,26 @@ class BatchFormer:
         self._settings = settings
         self._topic = topic
         closed = {run: IntervalSet(intervals) for run, intervals in state.closed.items()} if state else {}
-        self._groups = GroupAssembler(deadline_s=settings.group_deadline_s, closed=closed)
-        self._counts = msgspec.structs.replace(state.counts) if state else Counts()
+        self._groups = GroupAssembler(
+            deadline_s=settings.group_deadline_s,
+            closed=closed,
+            backfill_rounds=settings.backfill_rounds if settings.partial_groups == "backfill" else 0,
+            is_replaceable=lambda trajectory: is_replaceable(trajectory, settings),
+        )
+        self._counts = state.counts.copied() if state else Counts()
         self._read_to: dict[int, int] = dict(state.positions) if state else {}
         self._counted_to: dict[int, int] = dict(state.read_to) if state else {}
         self._ancestry = Ancestry(state.lineage, tuple(state.forks)) if state else Ancestry(BASE_LINEAGE)
         self._version = state.version if state else 0
         self._policy = state.policy if state else None
+        self._version_step = state.version_step if state else 1
+        self._delivered_at = self._version
+        """The version at which the newest batch was delivered."""
+        self._emission = EmissionHistory(state.limit_marks, state.heard_marks) if state else EmissionHistory()
+        self._held_for: list[AwaitedGroup] = []
+        self._is_hold_counted = False
+        self._last_versions: dict[GroupKey, tuple[int, float]] = {}
+        """Of open groups: members looked at, and the last version at which the oldest of them can be delivered."""
         self._groups_finished = self._counts.groups_consumed
         self._groups_of_other_runs: dict[str, int] = {}
         self._candidates: dict[GroupKey, TrajectoryGroup] = {}
@@ -94,6 +108,8 @@ class BatchFormer:
 
     def published(self, version: int, policy: PublishedPolicy) -> None:
         """A new policy version is out; the batch before it is finished."""
+        if version > self._delivered_at:
+            self._version_step = version - self._delivered_at
         self._set_policy(self._ancestry, version)
         self._policy = policy
         self.finish_batch()
@@ -134,12 +150,17 @@ class BatchFormer:
             match arrival:
                 case "counted" | "completed":
                     self._counts.consumed += 1
+                    self._counts.replacements += trajectory.replacement > 0
                 case "late":
                     self._counts.late += 1
+                case "unneeded":
+                    self._counts.unneeded += 1
                 case _:
                     self._counts.duplicates_dropped += 1
                     self._counts.unequal_duplicates += arrival == "unequal_duplicate"
-        self._is_settled = self._is_settled and arrival != "completed"
+        if arrival in ("counted", "completed"):
+            self._candidates.pop(GroupKey(trajectory.run_id, trajectory.group_index), None)
+            self._is_settled = self._is_settled and arrival == "counted" and not self._held_for
 
     def is_new(self, partition: int, offset: int) -> bool:
         """Whether the record was not met before the checkpoint."""
@@ -156,6 +177,8 @@ class BatchFormer:
                 self._groups_of_other_runs[progress.run_id] = progress.groups_emitted
             return
         self._groups.note_progress(progress, now_s)
+        if progress.is_train:
+            self._emission.note_heard(progress.run_id, progress.groups_emitted, self._version)
         self._is_settled = False
 
     def has_overdue(self, now_s: float) -> bool:
@@ -165,7 +188,7 @@ class BatchFormer:
     def expire(self, now_s: float) -> None:
         """Close the groups past their deadline."""
         lost = self._groups.expire(now_s)
-        self._counts.lost += sum(is_train for _, is_train in lost)
+        self._counts.count_drop("lost", sum(is_train for _, is_train in lost))
         self._is_settled = False
 
     def take_evaluations(self) -> list[TrajectoryGroup]:
@@ -174,7 +197,7 @@ class BatchFormer:
         for group in groups:
             self._groups.close(group.key)
             self._counts.evaluations += len(group.members)
-        return [self._delivered(group) for group in groups]
+        return [training_group(group, self._settings, self._ancestry, self._version) for group in groups]
 
     def next_batch(self) -> TrainingBatch | None:
         """The next batch if there is one now. It counts as delivered: its groups are in every later state.
@@ -186,8 +209,15 @@ class BatchFormer:
             return None
         self._is_settled = True
         candidates = self._drop_and_sort()
+        self._note_limit()
+        self._held_for = []
         wanted = self._settings.groups_per_batch
         if self.has_ended or not candidates or (len(candidates) < wanted and not self._groups.is_exhausted()):
+            return None
+        self._held_for = self._to_wait_for(candidates[:wanted])
+        if self._held_for:
+            self._counts.batches_held += not self._is_hold_counted
+            self._is_hold_counted = True
             return None
         batch = TrainingBatch(
             number=self._counts.batches,
@@ -212,6 +242,16 @@ class BatchFormer:
     def finish_batch(self) -> None:
         """The trainer is done with every batch delivered so far."""
         self._groups_finished = self._counts.groups_consumed
+        self._note_limit()
+
+    @property
+    def held_for(self) -> Sequence[AwaitedGroup]:
+        """The groups that a full batch is held back for."""
+        return self._held_for
+
+    def wanted(self) -> dict[str, list[WantedMember]]:
+        """Replacements that open groups wait for, by run."""
+        return self._groups.wanted()
 
     @property
     def emit_limit(self) -> int:
@@ -237,12 +277,15 @@ class BatchFormer:
             version=self._version,
             forks=list(self._ancestry.forks),
             policy=self._policy,
-            counts=msgspec.structs.replace(self._counts),
+            counts=self._counts.copied(),
+            version_step=self._version_step,
+            limit_marks=self._emission.limits(),
+            heard_marks=self._emission.heard(),
         )
 
     def stats(self) -> StreamStats:
         """Counters and present sizes."""
-        counts = msgspec.structs.asdict(self._counts)
+        counts = msgspec.structs.asdict(self._counts.copied())
         staleness_sum: int = counts.pop("staleness_sum")
         return StreamStats(
             **counts,
@@ -252,12 +295,14 @@ class BatchFormer:
             version=self._version,
             lineage=self.lineage,
             emit_limit=self.emit_limit,
+            drops=self._counts.drops(),
         )
 
     def _set_policy(self, ancestry: Ancestry, version: int) -> None:
         """Ages have changed: judge everything that is ready anew."""
         self._ancestry, self._version = ancestry, version
         self._candidates.clear()
+        self._last_versions.clear()
         self._is_settled = False
 
     def _has_caught_up(self) -> bool:
@@ -274,69 +319,75 @@ class BatchFormer:
         for arriving in [group for group in self._groups.ready() if group.is_train]:
             if arriving.key in self._candidates:
                 continue
-            group = self._delivered(arriving)
-            drop = self._reason_to_drop(group)
+            group = training_group(arriving, self._settings, self._ancestry, self._version)
+            drop = reason_to_drop(group, self._settings)
             if drop is None:
                 self._candidates[arriving.key] = group
             else:
-                self._groups.close(arriving.key)
-                self._count_drop(drop)
-        return sorted(self._candidates.values(), key=lambda group: (-_age(group), group.group_index, group.run_id))
+                self._close(group)
+                self._counts.count_drop(drop)
+        return sorted(self._candidates.values(), key=lambda group: (-age(group), group.group_index, group.run_id))
 
-    def _count_drop(self, drop: Drop) -> None:
-        match drop:
-            case "failed":
-                self._counts.failed_dropped += 1
-            case "stale":
-                self._counts.stale_dropped += 1
-            case "zero_variance":
-                self._counts.zero_variance_dropped += 1
-
-    def _reason_to_drop(self, group: TrajectoryGroup) -> Drop | None:
+    def _to_wait_for(self, batch: Sequence[TrajectoryGroup]) -> list[AwaitedGroup]:
         settings = self._settings
-        if len(group.trajectories) < min(settings.min_members, group.group_size):
-            return "failed"
-        if settings.max_staleness is not None and _age(group) > settings.max_staleness:
-            return "stale"
-        if settings.drop_zero_variance and len({t.reward for t in group.trajectories}) == 1:
-            return "zero_variance"
-        return None
-
-    def _delivered(self, arriving: ArrivingGroup) -> TrajectoryGroup:
-        members = [arriving.members[index] for index in sorted(arriving.members)]
-        trainable = tuple(t for t in members if self._is_trainable(t))
-        ages = [staleness(t, self._ancestry, self._version) for t in trainable]
-        return TrajectoryGroup(
-            run_id=arriving.key.run_id,
-            group_id=arriving.group_id,
-            group_index=arriving.key.group_index,
-            group_size=arriving.group_size,
-            trajectories=trainable,
-            excluded=tuple(t for t in members if not self._is_trainable(t)),
-            staleness=None if None in ages else max((age for age in ages if age is not None), default=0),
+        if settings.max_staleness is None or settings.stale == "drop" or settings.is_observer:
+            return []
+        youngest_at = self._version + settings.max_staleness
+        return held_for(
+            [youngest_at - age(group) for group in batch],
+            self._awaited(settings.max_staleness),
+            version=self._version,
+            version_step=self._version_step,
+            groups_per_batch=settings.groups_per_batch,
         )
 
-    def _is_trainable(self, trajectory: Trajectory) -> bool:
-        return (
-            trajectory.status != "failed"
-            and any(sample.is_trainable for sample in trajectory.samples)
-            and (trajectory.reward is not None or not self._settings.needs_reward)
-        )
+    def _awaited(self, max_staleness: int) -> list[AwaitedGroup]:
+        """Training groups that are emitted and still open, as far as it is known when they can have begun."""
+        awaited: list[AwaitedGroup] = []
+        open_groups = {group.key: group for group in self._groups.open() if group.is_train}
+        for key in open_groups.keys() | self._groups.unmet(self._emission.allowed):
+            start = self._emission.start_version(key.run_id, key.group_index)
+            if start is None:
+                continue
+            last_version = start + max_staleness
+            if key in open_groups:
+                last_version = min(last_version, self._last_version(open_groups[key], max_staleness))
+            if last_version >= self._version:
+                awaited.append(AwaitedGroup(key, int(last_version)))
+        return awaited
+
+    def _last_version(self, group: ArrivingGroup, max_staleness: int) -> float:
+        """By what has arrived of it; infinite if that says nothing."""
+        looked_at, last_version = self._last_versions.get(group.key, (0, float("inf")))
+        if looked_at != len(group.met):
+            arrived = training_group(group, self._settings, self._ancestry, self._version)
+            last_version = self._version + max_staleness - age(arrived)
+            self._last_versions[group.key] = len(group.met), last_version
+        return last_version
+
+    def _note_limit(self) -> None:
+        self._emission.note_limit(self.emit_limit - sum(self._groups_of_other_runs.values()), self._version)
+
+    def _close(self, group: TrajectoryGroup) -> None:
+        key = GroupKey(group.run_id, group.group_index)
+        for reason in group.exclusions:
+            self._counts.members_excluded[reason] = self._counts.members_excluded.get(reason, 0) + 1
+        self._counts.members_missing += group.group_size - len(group.trajectories) - len(group.excluded)
+        self._groups.close(key)
+        self._last_versions.pop(key, None)
 
     def _count_batch(self, batch: TrainingBatch) -> None:
         counts = self._counts
         counts.batches += 1
         counts.groups_consumed += len(batch)
+        self._is_hold_counted = False
+        self._delivered_at = self._version
+        self._emission.forget_below(self._groups.lowest_unclosed())
         for group in batch.groups:
-            key = GroupKey(group.run_id, group.group_index)
-            del self._candidates[key]
-            self._groups.close(key)
+            del self._candidates[GroupKey(group.run_id, group.group_index)]
+            self._close(group)
         for trajectory in batch.trajectories():
             age = staleness(trajectory, self._ancestry, self._version) or 0
             counts.trajectories_trained += 1
             counts.staleness_sum += age
             counts.max_staleness = max(counts.max_staleness, age)
-
-
-def _age(group: TrajectoryGroup) -> float:
-    return float("inf") if group.staleness is None else group.staleness

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from rollstream.schemas.trajectories import Sample, Trajectory
 from rollstream.trainers.advantages import Estimator, batch_advantages
 from rollstream.trainers.packing import Overlong, PackedBatch, PackedRow, plan_rows
 
+Exclusion = Literal["failed", "untrainable", "unscored", "truncated", "overlong"]
+"""Why a member is not trained on: it failed, has no trainable sample, no reward, was cut, or is too long."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryGroup:
@@ -22,7 +25,8 @@ class TrajectoryGroup:
     Attributes:
         trajectories: trainable members by ``member_index``; each has a trainable sample and, unless the stream was
             told otherwise, a reward.
-        excluded: members that are there but not trainable: failed, unscored or without a trainable sample.
+        excluded: members that are there but not trained on.
+        exclusions: why, one reason per member of ``excluded``.
         staleness: age in policy versions of the oldest sampled token when the group was delivered; None if a token is
             of a lineage that is not among the trainer's ancestors (delivered only without an age limit).
     """
@@ -33,6 +37,7 @@ class TrajectoryGroup:
     group_size: int
     trajectories: tuple[Trajectory, ...]
     excluded: tuple[Trajectory, ...] = ()
+    exclusions: tuple[Exclusion, ...] = ()
     staleness: int | None = 0
 
     @property

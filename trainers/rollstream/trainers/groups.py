@@ -4,23 +4,29 @@ A group is *open* until all members are there (in any status) or its deadline ha
 once it is taken: trained on or dropped. The first record with a trajectory id wins. What is checkpointed is the set of
 closed groups and, per partition, the lowest offset of a record whose group is not closed: reading again from there
 rebuilds exactly what was open and ready.
+
+With backfill a group that would become ready without some member asks for a replacement of it and stays open for
+another deadline, up to a number of rounds. What is asked for follows from the records again after a restart; only
+members that never came are asked for anew when their deadline has passed anew.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from rollstream.schemas.codec import encode
-from rollstream.schemas.control import ProducerProgress
+from rollstream.schemas.control import ProducerProgress, WantedMember
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.trainers.intervals import IntervalSet
 
-Arrival = Literal["counted", "completed", "duplicate", "unequal_duplicate", "late"]
-"""``completed``: counted, and it was the last member its group waited for."""
+Arrival = Literal["counted", "completed", "duplicate", "unequal_duplicate", "late", "unneeded"]
+"""``completed``: counted, and it was the last record its group waited for. ``late``: the group has closed without the
+member, or the member was replaced. ``unneeded``: a replacement of a member that needs none."""
 
 SILENT_PRODUCER_S = 60.0
 """One that holds places speaks every ten seconds; after this, and the groups' deadline, it is presumed dead."""
@@ -40,10 +46,13 @@ class ArrivingGroup:
     """What is there of a group that is not closed.
 
     Attributes:
-        members: the first record per ``member_index``.
+        members: the record that counts per ``member_index``.
         first_offsets: per partition, the lowest offset of its records.
-        known_since_s: the clock when the group was first heard of.
+        known_since_s: the clock when the group was first heard of, or last asked for replacements.
         is_overdue: its deadline has passed, nothing more is waited for.
+        rounds: how often it has asked for replacements.
+        wanted: the replacement that is awaited per member.
+        met: (member, replacement) of all records taken.
     """
 
     key: GroupKey
@@ -54,11 +63,14 @@ class ArrivingGroup:
     members: dict[int, Trajectory] = field(default_factory=dict[int, Trajectory])
     first_offsets: dict[int, int] = field(default_factory=dict[int, int])
     is_overdue: bool = False
+    rounds: int = 0
+    wanted: dict[int, int] = field(default_factory=dict[int, int])
+    met: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
 
     @property
-    def is_ready(self) -> bool:
-        """Whether it need not wait for more."""
-        return self.is_overdue or len(self.members) == self.group_size
+    def is_answered(self) -> bool:
+        """Whether everything it has asked for is there."""
+        return len(self.members) == self.group_size and not self.wanted
 
     def missing_members(self) -> frozenset[int]:
         """Member indices that have not arrived."""
@@ -93,8 +105,18 @@ class _RunProgress:
 class GroupAssembler:
     """Collects members. ``ready`` groups stay until ``close`` is called for them."""
 
-    def __init__(self, *, deadline_s: float, closed: Mapping[str, IntervalSet] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        deadline_s: float,
+        closed: Mapping[str, IntervalSet] | None = None,
+        backfill_rounds: int = 0,
+        is_replaceable: Callable[[Trajectory], bool] = lambda _: False,
+    ) -> None:
+        """``is_replaceable``: whether another rollout should take the member's place."""
         self._deadline_s = deadline_s
+        self._backfill_rounds = backfill_rounds
+        self._is_replaceable = is_replaceable
         self._closed: dict[str, IntervalSet] = dict(closed or {})
         self._open: dict[GroupKey, ArrivingGroup] = {}
         self._ready: dict[GroupKey, ArrivingGroup] = {}
@@ -121,12 +143,16 @@ class GroupAssembler:
                 known_since_s=now_s,
             )
         _check_same_group(trajectory, group)
-        first = group.members.get(trajectory.member_index)
-        if first is not None:
-            return "duplicate" if _are_equal(first, trajectory) else "unequal_duplicate"
+        refused = self._refusal(trajectory, group)
+        if refused is not None:
+            return refused
         group.members[trajectory.member_index] = trajectory
+        group.met.add((trajectory.member_index, trajectory.replacement))
         group.first_offsets[partition] = min(offset, group.first_offsets.get(partition, offset))
-        return "completed" if self._sort_in(group) else "counted"
+        wanted = group.wanted.get(trajectory.member_index)
+        if wanted is not None and (trajectory.replacement >= wanted or not self._is_replaceable(trajectory)):
+            del group.wanted[trajectory.member_index]
+        return "completed" if group.is_answered and self._end_round(group, now_s) else "counted"
 
     def note_progress(self, progress: ProducerProgress, now_s: float) -> None:
         """Hear which groups exist: from now on each has a deadline, whether anything of it arrives or not."""
@@ -155,7 +181,7 @@ class GroupAssembler:
         """
         limit = now_s - self._deadline_s
         for group in [group for group in self._open.values() if group.known_since_s <= limit]:
-            self._give_up_waiting(group)
+            self._give_up_waiting(group, now_s)
         lost: list[tuple[GroupKey, bool]] = []
         for run_id, run in self._runs.items():
             if run.is_silent(self._silent_since_s(now_s)):
@@ -165,7 +191,8 @@ class GroupAssembler:
                 for index in self._closed.setdefault(run_id, IntervalSet()).missing(run.expired_to, emitted):
                     key = GroupKey(run_id, index)
                     if key in self._open:
-                        self._give_up_waiting(self._open[key])
+                        if self._open[key].rounds == 0:
+                            self._give_up_waiting(self._open[key], now_s)
                     elif key not in self._ready:
                         self._close(key, frozenset(range(run.group_size)))
                         lost.append((key, run.is_train))
@@ -182,7 +209,8 @@ class GroupAssembler:
 
     def close(self, key: GroupKey) -> None:
         """The ready group is trained on or dropped, for good."""
-        self._close(key, self._ready.pop(key).missing_members())
+        group = self._ready.pop(key)
+        self._close(key, group.missing_members() | group.wanted.keys())
 
     def is_closed(self, key: GroupKey) -> bool:
         """Whether the group was taken, here or before the checkpoint."""
@@ -192,6 +220,26 @@ class GroupAssembler:
     def closed(self) -> Mapping[str, IntervalSet]:
         """Closed groups by run."""
         return self._closed
+
+    def unmet(self, allowed: Callable[[str], int]) -> set[GroupKey]:
+        """Training groups that are emitted, and of which nothing has arrived.
+
+        ``allowed``: groups of a run that matter, from the first.
+        """
+        return {
+            key
+            for run_id, run in self._runs.items()
+            if run.is_train
+            for index in self._closed.get(run_id, IntervalSet()).missing(0, min(run.groups_emitted, allowed(run_id)))
+            if (key := GroupKey(run_id, index)) not in self._ready and key not in self._open
+        }
+
+    def lowest_unclosed(self) -> dict[str, int]:
+        """Per run that is known, the first group that is not closed."""
+        return {
+            run_id: next(self._closed.get(run_id, IntervalSet()).missing(0, sys.maxsize))
+            for run_id in self._runs.keys() | self._closed.keys()
+        }
 
     def lowest_offsets(self) -> dict[int, int]:
         """Per partition, the lowest offset of a record whose group is not closed; none: not in the result."""
@@ -224,15 +272,55 @@ class GroupAssembler:
     def _silent_since_s(self, now_s: float) -> float:
         return now_s - max(self._deadline_s, SILENT_PRODUCER_S)
 
-    def _sort_in(self, group: ArrivingGroup) -> bool:
-        if not group.is_ready or self._open.pop(group.key, None) is None:
+    def wanted(self) -> dict[str, list[WantedMember]]:
+        """Replacements that open groups wait for, by run, in the order of groups and members."""
+        wanted: dict[str, list[WantedMember]] = {}
+        for key, group in sorted(self._open.items()):
+            for member, replacement in sorted(group.wanted.items()):
+                wanted.setdefault(key.run_id, []).append(
+                    WantedMember(group_index=key.group_index, member_index=member, replacement=replacement)
+                )
+        return wanted
+
+    def _refusal(self, trajectory: Trajectory, group: ArrivingGroup) -> Arrival | None:
+        """Why the record does not count; None if it does."""
+        held = group.members.get(trajectory.member_index)
+        if held is None:
+            return None
+        if held.replacement == trajectory.replacement:
+            return "duplicate" if _are_equal(held, trajectory) else "unequal_duplicate"
+        if (trajectory.member_index, trajectory.replacement) in group.met:
+            return "duplicate"
+        if held.replacement > trajectory.replacement:
+            return "late"
+        return None if self._backfill_rounds and self._is_replaceable(held) else "unneeded"
+
+    def _end_round(self, group: ArrivingGroup, now_s: float) -> bool:
+        """The group has what it has asked for, or waits no longer for it: ready (True), or another round."""
+        if group.key not in self._open:
             return False
-        self._ready[group.key] = group
+        wanted = self._replacements(group) if group.is_train and group.rounds < self._backfill_rounds else {}
+        if wanted:
+            group.rounds += 1
+            group.wanted, group.known_since_s = wanted, now_s
+            return False
+        self._ready[group.key] = self._open.pop(group.key)
         return True
 
-    def _give_up_waiting(self, group: ArrivingGroup) -> None:
-        group.is_overdue = True
-        self._sort_in(group)
+    def _replacements(self, group: ArrivingGroup) -> dict[int, int]:
+        """The next replacement of each member that lacks a usable record, as far as the rounds allow."""
+        wanted: dict[int, int] = {}
+        for member in range(group.group_size):
+            held = group.members.get(member)
+            if held is not None and not self._is_replaceable(held):
+                continue
+            number = max(group.rounds, held.replacement if held else 0) + 1
+            if number <= self._backfill_rounds:
+                wanted[member] = number
+        return wanted
+
+    def _give_up_waiting(self, group: ArrivingGroup, now_s: float) -> None:
+        group.is_overdue = self._end_round(group, now_s)
 
     def _close(self, key: GroupKey, missing: frozenset[int]) -> None:
         self._closed.setdefault(key.run_id, IntervalSet()).add(key.group_index)

@@ -27,8 +27,19 @@ class TrainerSettings(BaseModel):
     """Batches that may be under way beyond the one the trainer waits for. More: faster and staler."""
     max_staleness: int | None = Field(default=4, ge=0)
     """Groups with an older trajectory, in policy versions, are dropped; None: nothing is too old."""
+    stale: Literal["hold", "drop"] = "hold"
+    """``hold``: a batch is held back while it would make a slow group too old. ``drop``: slow groups are dropped."""
     min_members: int = Field(default=2, ge=1)
     """Groups with fewer trainable members are dropped as failed. At most the size of the group is asked for."""
+    partial_groups: Literal["drop", "keep", "backfill"] = "keep"
+    """Groups of which not all members are trainable. ``drop``: dropped. ``keep``: trained on with ``min_members``.
+    ``backfill``: the producer is asked for further rollouts of members that failed or never came, then as ``keep``."""
+    backfill_rounds: int = Field(default=1, ge=1)
+    """How often a member is replaced at most, with ``partial_groups="backfill"``; each round has its own deadline."""
+    truncated: Literal["keep", "drop_member", "drop_group"] = "keep"
+    """Members whose episode was cut at a limit: trained on, set aside, or a reason to drop the whole group."""
+    max_sample_tokens: int | None = Field(default=None, ge=2)
+    """Members with a sample of more tokens, prompt and response together, are set aside; None: as long as they are."""
     needs_reward: bool = True
     """Whether a member without a reward is not trainable. False: the trainer scores by itself."""
     drop_zero_variance: bool = False
@@ -59,7 +70,12 @@ class StreamOptions(TypedDict, total=False):
     groups_per_batch: int
     pipeline_depth: int
     max_staleness: int | None
+    stale: Literal["hold", "drop"]
     min_members: int
+    partial_groups: Literal["drop", "keep", "backfill"]
+    backfill_rounds: int
+    truncated: Literal["keep", "drop_member", "drop_group"]
+    max_sample_tokens: int | None
     needs_reward: bool
     drop_zero_variance: bool
     group_deadline_s: float

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
 import msgspec
 
 from rollstream.schemas.errors import SettingsError
 
 FORMAT = 1
+
+Drop = Literal["failed", "partial", "truncated", "overlong", "stale", "zero_variance", "lost"]
+"""Why a training group is closed and not trained on."""
+
+DROP_COUNTERS: Final[Mapping[Drop, str]] = {
+    "failed": "failed_dropped",
+    "partial": "partial_dropped",
+    "truncated": "truncated_dropped",
+    "overlong": "overlong_dropped",
+    "stale": "stale_dropped",
+    "zero_variance": "zero_variance_dropped",
+    "lost": "lost",
+}
+"""Names in ``Counts`` and ``StreamStats``."""
 
 
 class Counts(msgspec.Struct, kw_only=True):
@@ -27,15 +41,35 @@ class Counts(msgspec.Struct, kw_only=True):
     trajectories_trained: int = 0
     stale_dropped: int = 0
     failed_dropped: int = 0
+    partial_dropped: int = 0
+    truncated_dropped: int = 0
+    overlong_dropped: int = 0
     zero_variance_dropped: int = 0
     lost: int = 0
+    replacements: int = 0
+    unneeded: int = 0
+    members_excluded: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    members_missing: int = 0
+    batches_held: int = 0
     max_staleness: int = 0
     staleness_sum: int = 0
 
     @property
     def groups_dropped(self) -> int:
         """Training groups that were closed and not trained on."""
-        return self.stale_dropped + self.failed_dropped + self.zero_variance_dropped + self.lost
+        return sum(self.drops().values())
+
+    def drops(self) -> dict[Drop, int]:
+        """Dropped groups by reason."""
+        return {drop: getattr(self, name) for drop, name in DROP_COUNTERS.items()}
+
+    def count_drop(self, drop: Drop, groups: int = 1) -> None:
+        """So many groups were dropped."""
+        setattr(self, DROP_COUNTERS[drop], getattr(self, DROP_COUNTERS[drop]) + groups)
+
+    def copied(self) -> Counts:
+        """Counts that go on by themselves."""
+        return msgspec.structs.replace(self, members_excluded=dict(self.members_excluded))
 
 
 class PublishedPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +91,9 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
         closed: per run, ``[start, end)`` intervals of closed group indices.
         version: of the policy; ``lineage`` is what it was published under, ``forks`` how that lineage came to be.
         policy: files of that version; None if none was published.
+        version_step: by how much the last batch raised the version.
+        limit_marks: (groups that might be emitted, version from which on) of what open groups still need.
+        heard_marks: per run, (groups heard to be emitted, version then).
     """
 
     topic: str
@@ -70,6 +107,9 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     policy: PublishedPolicy | None
     counts: Counts
     marks: dict[int, int] = msgspec.field(default_factory=dict[int, int])
+    version_step: int = 1
+    limit_marks: list[tuple[int, int]] = msgspec.field(default_factory=list[tuple[int, int]])
+    heard_marks: dict[str, list[tuple[int, int]]] = msgspec.field(default_factory=dict[str, list[tuple[int, int]]])
     format: int = FORMAT
 
     def starts(self, beginnings: Mapping[int, int]) -> dict[int, int]:
@@ -128,12 +168,22 @@ class StreamStats:
         groups_consumed: groups delivered in batches.
         stale_dropped: groups with a trajectory older than ``max_staleness``.
         failed_dropped: groups with too few trainable members.
+        partial_dropped: groups that lacked a trainable member, with ``partial_groups="drop"``.
+        truncated_dropped: groups with a truncated member (``truncated="drop_group"``), or with too few members that are
+            not (``"drop_member"``).
+        overlong_dropped: groups with too few members within ``max_sample_tokens``.
         zero_variance_dropped: groups whose members all had the same reward.
         lost: groups of which nothing arrived before their deadline.
+        replacements: trajectories that took the place of a failed or missing member.
+        unneeded: replacements of members that had become trainable meanwhile.
+        members_excluded: members of closed groups that were set aside, by reason.
+        members_missing: members of closed groups that had not arrived.
+        batches_held: batches that were held back for slow groups.
         max_staleness: greatest age of a delivered trajectory, in policy versions.
         mean_staleness: mean over delivered trajectories; 0.0 while there is none.
         groups_open: groups that wait for members now.
         groups_ready: complete groups that wait for a batch now.
+        drops: dropped groups by reason, all of them.
         retention_left: share of the retention of `trajectories` that is left to the oldest record still needed, by the
             trainer or by its newest checkpoint, 0.0 … 1.0; None: nothing is at stake, or it is not known yet.
     """
@@ -149,8 +199,16 @@ class StreamStats:
     trajectories_trained: int
     stale_dropped: int
     failed_dropped: int
+    partial_dropped: int
+    truncated_dropped: int
+    overlong_dropped: int
     zero_variance_dropped: int
     lost: int
+    replacements: int
+    unneeded: int
+    members_excluded: Mapping[str, int]
+    members_missing: int
+    batches_held: int
     max_staleness: int
     mean_staleness: float
     groups_open: int
@@ -158,4 +216,10 @@ class StreamStats:
     version: int
     lineage: int
     emit_limit: int
+    drops: Mapping[Drop, int] = field(default_factory=dict[Drop, int])
     retention_left: float | None = None
+
+    @property
+    def groups_dropped(self) -> int:
+        """Training groups that were closed and not trained on."""
+        return sum(self.drops.values())
