@@ -39,19 +39,21 @@ def build(
     is_failed: bool = False,
     is_train: bool = True,
     is_trainable: bool = True,
+    is_truncated: bool = False,
+    replacement: int = 0,
     worker_id: str = "w",
 ) -> Trajectory:
     """One terminal trajectory."""
     samples = [sample_of(tokens, version=version, lineage=lineage, is_trainable=is_trainable)]
     return Trajectory(
         run_id=run_id,
-        trajectory_id=ids.trajectory_id(run_id, group_index, member_index),
+        trajectory_id=ids.trajectory_id(run_id, group_index, member_index, replacement),
         group_id=ids.group_id(run_id, group_index),
         group_index=group_index,
         group_size=group_size,
         member_index=member_index,
-        status="failed" if is_failed else "completed",
-        stop_reason="infrastructure" if is_failed else "stop",
+        status="failed" if is_failed else "truncated" if is_truncated else "completed",
+        stop_reason="infrastructure" if is_failed else "max_tokens" if is_truncated else "stop",
         samples=[] if is_failed else samples,
         reward=None if is_failed else reward,
         error=TrajectoryError(type="EngineError", message="died") if is_failed else None,
@@ -60,6 +62,7 @@ def build(
         lineage=0 if is_failed else lineage,
         policy_version_min=0 if is_failed else version,
         policy_version_max=0 if is_failed else version,
+        replacement=replacement,
         worker_id=worker_id,
     )
 

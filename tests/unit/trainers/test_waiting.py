@@ -5,6 +5,7 @@ from dataclasses import replace
 from rollstream.schemas.control import ProducerProgress, WorkerStatus
 from rollstream.trainers.batch_forming import BatchFormer
 from rollstream.trainers.groups import ArrivingGroup, GroupKey
+from rollstream.trainers.holding import AwaitedGroup
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.trainers.stream_state import StreamStats
 from rollstream.trainers.waiting import explain_wait
@@ -25,13 +26,19 @@ def explained(
     producers: tuple[ProducerProgress, ...] = (),
     workers: tuple[WorkerStatus, ...] = (),
     lag_records: int | None = 3,
+    wanted: dict[int, int] | None = None,
+    held_for: tuple[AwaitedGroup, ...] = (),
 ) -> str:
-    groups = [ArrivingGroup(GroupKey("run", index), "g", 2, True, known_since_s=0) for index in range(open_groups)]
+    groups = [
+        ArrivingGroup(GroupKey("run", index), "g", 2, True, known_since_s=0, wanted=wanted or {})
+        for index in range(open_groups)
+    ]
     return explain_wait(
         12.3,
         groups_per_batch=4,
         stats=stats,
         open_groups=groups,
+        held_for=held_for,
         lag_records=lag_records,
         producers=producers,
         workers=workers,
@@ -64,3 +71,14 @@ def test_workers_that_fell_silent_are_not_alive() -> None:
     assert "no rollout worker is alive (1 fell silent)" in explained(workers=(worker("a", updated_at=80),))
     alive = (worker("a", updated_at=80), worker("b", updated_at=99, running=5))
     assert "1 rollout workers are alive with 5 running episodes" in explained(workers=alive)
+
+
+def test_a_batch_that_is_held_back_says_for_whom() -> None:
+    held_for = (AwaitedGroup(GroupKey("run", 3), 4), AwaitedGroup(GroupKey("run", 5), 4))
+    text = explained(stats=replace(NOTHING, groups_ready=4), held_for=held_for)
+    assert "held back for group 3 of run 'run' and 1 more, which can be trained on up to version 4" in text
+    assert "held back" not in explained()
+
+
+def test_replacements_that_are_awaited_are_named() -> None:
+    assert "group 0 of run 'run' lacks replacements of members [1]" in explained(open_groups=1, wanted={1: 2})

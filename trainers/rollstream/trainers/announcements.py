@@ -1,12 +1,14 @@
-"""What a trainer says on `control`: that it has started, which policy is its newest, how far producers may go."""
+"""What a trainer says on `control`: its start, its newest policy, how far producers may go, what it wants replaced."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 
-from rollstream.schemas.control import TrainerProgress, TrainerStart
+from rollstream.schemas.control import BackfillWanted, TrainerProgress, TrainerStart, WantedMember
 from rollstream.schemas.errors import PolicyFilesError, SettingsError
+from rollstream.schemas.rules import MAX_WANTED_MEMBERS
 from rollstream.trainers.policies import PUBLISH_DEADLINE_S, announce_policy
 from rollstream.trainers.stream_state import StreamState, StreamStats
 from rollstream.transport.control import ControlFollower, control_key
@@ -24,6 +26,7 @@ class Announcements:
         self._control = control
         self._trainer_id = trainer_id
         self._told: tuple[int, int, int, int] | None = None
+        self._asked: dict[str, Sequence[WantedMember]] = {}
 
     async def start(self, parent: tuple[int, int] | None) -> int:
         """Say that the trainer begins, or goes on from (lineage, version) ``parent``; returns its lineage."""
@@ -70,6 +73,24 @@ class Announcements:
         )
         await self._publisher.publish(progress, key=control_key(progress), deadline_s=PUBLISH_DEADLINE_S)
         self._told = news
+
+    async def ask(self, wanted: Mapping[str, Sequence[WantedMember]], *, run_id: str | None) -> None:
+        """Say which replacements are wanted, if that has changed; what was asked for before a restart is taken back.
+
+        Of very many the lowest groups are asked for first, the others as these arrive.
+        """
+        before = {
+            record.run_id: record.members
+            for record in self._control.all(BackfillWanted).values()
+            if run_id in (None, record.run_id)
+        } | self._asked
+        for run in sorted(wanted.keys() | before.keys()):
+            members = list(wanted.get(run, ()))[:MAX_WANTED_MEMBERS]
+            if members == list(before.get(run, ())):
+                continue
+            message = BackfillWanted(run_id=run, members=members, updated_at=time.time())
+            await self._publisher.publish(message, key=control_key(message), deadline_s=PUBLISH_DEADLINE_S)
+            self._asked[run] = members
 
     def check_not_succeeded(self, lineage: int) -> None:
         """Refuse to go on beside a trainer that has started later.

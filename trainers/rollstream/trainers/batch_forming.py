@@ -71,7 +71,12 @@ class BatchFormer:
     @property
     def is_settled(self) -> bool:
         """Whether ``next_batch`` has nothing new to decide."""
-        return self._is_settled or not self._has_caught_up()
+        return self._is_settled or not self.has_caught_up
+
+    @property
+    def has_caught_up(self) -> bool:
+        """Whether all is read again that was read before the checkpoint."""
+        return all(self._read_to.get(partition, 0) >= offset for partition, offset in self._counted_to.items())
 
     @property
     def version(self) -> int:
@@ -304,9 +309,6 @@ class BatchFormer:
         self._candidates.clear()
         self._last_versions.clear()
         self._is_settled = False
-
-    def _has_caught_up(self) -> bool:
-        return all(self._read_to.get(partition, 0) >= offset for partition, offset in self._counted_to.items())
 
     def _is_of_other_run(self, run_id: str) -> bool:
         return self._settings.run_id is not None and run_id != self._settings.run_id

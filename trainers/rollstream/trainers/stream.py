@@ -335,6 +335,8 @@ class AsyncTrajectoryStream:
     async def _tell(self) -> None:
         if not self.settings.is_observer:
             await self._announcements.tell(self._former.stats())
+            if self.settings.partial_groups == "backfill" and self._former.has_caught_up:
+                await self._announcements.ask(self._former.wanted(), run_id=self.settings.run_id)
 
     def _hand_over_evaluations(self) -> None:
         for group in self._former.take_evaluations():
@@ -403,6 +405,7 @@ class AsyncTrajectoryStream:
             groups_per_batch=self.settings.groups_per_batch,
             stats=self._former.stats(),
             open_groups=self._former.open_groups(),
+            held_for=self._former.held_for,
             lag_records=lag_records,
             producers=followed,
             workers=self._control.all(WorkerStatus).values(),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rollstream.schemas.control import ProducerProgress, WorkerStatus
 from rollstream.trainers.groups import ArrivingGroup
+from rollstream.trainers.holding import AwaitedGroup
 from rollstream.trainers.stream_state import StreamStats
 
 SHOWN_GROUPS = 5
@@ -18,6 +19,7 @@ def explain_wait(
     groups_per_batch: int,
     stats: StreamStats,
     open_groups: Sequence[ArrivingGroup],
+    held_for: Sequence[AwaitedGroup] = (),
     lag_records: int | None,
     producers: Iterable[ProducerProgress],
     workers: Iterable[WorkerStatus],
@@ -26,6 +28,7 @@ def explain_wait(
     """What is there, what is missing, and who should have brought it; ``now_s`` in unix seconds."""
     parts = [
         f"no batch after {waited_s:.0f} s: {stats.groups_ready} of {groups_per_batch} groups are complete",
+        *_held(held_for),
         f"{stats.groups_open} are open{_open_groups(open_groups)}",
         "the broker does not answer" if lag_records is None else f"{lag_records} records in the topic are unread",
         _producers(list(producers), stats),
@@ -34,11 +37,28 @@ def explain_wait(
     return "; ".join(parts)
 
 
+def _held(groups: Sequence[AwaitedGroup]) -> list[str]:
+    if not groups:
+        return []
+    first = groups[0]
+    others = f" and {len(groups) - 1} more" if len(groups) > 1 else ""
+    text = (
+        f"they are held back for group {first.key.group_index} of run {first.key.run_id!r}{others}, which can be "
+        f"trained on up to version {first.last_version} (stale='drop' waits for nobody)"
+    )
+    return [text]
+
+
 def _open_groups(groups: Sequence[ArrivingGroup]) -> str:
     if not groups:
         return ""
     shown = [
-        f"group {group.key.group_index} of run {group.key.run_id!r} lacks members {sorted(group.missing_members())}"
+        f"group {group.key.group_index} of run {group.key.run_id!r} lacks "
+        + (
+            f"replacements of members {sorted(group.wanted)}"
+            if group.wanted
+            else f"members {sorted(group.missing_members())}"
+        )
         for group in groups[:SHOWN_GROUPS]
     ]
     more = [f"and {len(groups) - SHOWN_GROUPS} more"] if len(groups) > SHOWN_GROUPS else []
