@@ -2,6 +2,7 @@
 
 from rollstream.trainers.advantages import ADVANTAGES, Estimator, batch_advantages, group_advantages
 from rollstream.trainers.batches import PaddedBatch, TrainingBatch, TrajectoryGroup
+from rollstream.trainers.dealing import Share, deal
 from rollstream.trainers.packing import PackedBatch, PackedRow
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.trainers.stream import AsyncTrajectoryStream
@@ -15,11 +16,13 @@ __all__ = [
     "PackedBatch",
     "PackedRow",
     "PaddedBatch",
+    "Share",
     "StreamStats",
     "TrainerSettings",
     "TrainingBatch",
     "TrajectoryGroup",
     "TrajectoryStream",
     "batch_advantages",
+    "deal",
     "group_advantages",
 ]

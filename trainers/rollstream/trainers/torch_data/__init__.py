@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rollstream.trainers.torch_data.dealt_stream import DealtStream
 from rollstream.trainers.torch_data.tensors import (
     PackedTensors,
     PaddedTensors,
@@ -15,7 +16,15 @@ from rollstream.trainers.torch_data.tensors import (
 if TYPE_CHECKING:
     from rollstream.trainers.torch_data.trajectory_dataset import TrajectoryDataset
 
-__all__ = ["PackedTensors", "PaddedTensors", "TrajectoryDataset", "packed_tensors", "padded_tensors", "row_tensors"]
+__all__ = [
+    "DealtStream",
+    "PackedTensors",
+    "PaddedTensors",
+    "TrajectoryDataset",
+    "packed_tensors",
+    "padded_tensors",
+    "row_tensors",
+]
 
 
 def __getattr__(name: str) -> Any:
