@@ -154,6 +154,8 @@ def summary(done: RunProgress, run_id: str) -> str:
     parts.append(f"{done.tasks_sent} tasks sent now")
     if done.tasks_found:
         parts.append(f"{done.tasks_found} were there before")
+    if done.replacements_sent:
+        parts.append(f"{done.replacements_sent} replacements sent")
     if done.rows_rejected:
         parts.append(f"{done.rows_rejected} bad rows left out")
     return ", ".join(parts)

@@ -20,6 +20,7 @@ class TaskLedger:
     run_ids: frozenset[str] | None = None
     _emitted: set[str] = field(default_factory=set[str])
     _ended: set[str] = field(default_factory=set[str])
+    _replacements_ended: int = 0
     _progress: dict[str, ProducerProgress] = field(default_factory=dict[str, ProducerProgress])
     duplicates: int = 0
     """Trajectory records whose id had been seen before."""
@@ -37,6 +38,7 @@ class TaskLedger:
             self.duplicates += 1
             return False
         self._ended.add(trajectory.trajectory_id)
+        self._replacements_ended += trajectory.replacement > 0
         return True
 
     def see_progress(self, progress: ProducerProgress) -> None:
@@ -69,7 +71,11 @@ class TaskLedger:
         if not runs or (self.run_ids is not None and len(runs) < len(self.run_ids)):
             return False
         wanted = sum(run.groups_emitted * run.group_size for run in runs)
-        return all(run.is_finished for run in runs) and self.ended >= wanted and not self.open_tasks()
+        return (
+            all(run.is_finished for run in runs)
+            and self.ended - self._replacements_ended >= wanted
+            and not self.open_tasks()
+        )
 
     def _counts(self, run_id: str) -> bool:
         return self.run_ids is None or run_id in self.run_ids

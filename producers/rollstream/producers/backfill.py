@@ -38,14 +38,24 @@ class BackfillDesk:
         control: where wishes are heard.
         is_sent: whether a task with this id is in the topic.
         send: publishes a task; returns when it is acknowledged.
+        on_served: called when wishes have been served.
     """
 
-    def __init__(self, plan: RunPlan, control: ControlFollower, *, is_sent: Callable[[str], bool], send: Send) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        control: ControlFollower,
+        *,
+        is_sent: Callable[[str], bool],
+        send: Send,
+        on_served: Callable[[], None],
+    ) -> None:
         self._plan = plan
         self._settings = plan.settings
         self._control = control
         self._is_sent = is_sent
         self._send = send
+        self._on_served = on_served
         self._served: set[str] = set()
         self.replacements_sent = 0
 
@@ -99,6 +109,7 @@ class BackfillDesk:
                 sending.create_task(self._send(task))
         self._served.update(map(self._id_of, members))
         self.replacements_sent += len(tasks)
+        self._on_served()
 
     def _build(self, members: Sequence[WantedMember]) -> list[RolloutTask]:
         tasks: list[RolloutTask] = []

@@ -4,7 +4,8 @@ Duty: every good row of the plan becomes one group, whose tasks go to the partit
 
 Invariants: ids, partition and content of a task are pure functions of (run, group, member), group indices are dense,
 and a task that the topic holds or held is not sent again. What decides group *n* (data, columns, options) is recorded
-in the run's `ProducerProgress` before its first task goes out; the same run under other choices is refused.
+in the run's `ProducerProgress` before its first task goes out; the same run under other choices is refused. All
+producers together emit no more groups than the trainer allows (`emit_claims`).
 
 Crash: nothing is kept here. The next start reads the run's part of `tasks` and sends what is missing. Two producers of
 one run at the same time may send a task twice; workers know it by its id.
@@ -13,17 +14,16 @@ one run at the same time may send a task twice; workers know it by its id.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from rollstream.producers.backfill import BackfillDesk
 from rollstream.producers.emit_claims import CLAIM_GROUPS, claims_of_others
 from rollstream.producers.pacing import PaceState, decide_pace
+from rollstream.producers.rejects_file import RejectsFile
 from rollstream.producers.run_plan import RunPlan, check_same_run, open_plan
 from rollstream.producers.run_record import PUBLISH_DEADLINE_S, RunRecord
 from rollstream.producers.settings import ProducerSettings
@@ -31,7 +31,7 @@ from rollstream.producers.task_building import Prompt, Rejection, build_group, g
 from rollstream.producers.task_log import TaskLog, check_log, read_task_log
 from rollstream.producers.task_topic_watch import TaskTopicWatch
 from rollstream.schemas.control import Pause, ProducerProgress, TrainerProgress
-from rollstream.schemas.errors import RollstreamError, SettingsError, single_errors
+from rollstream.schemas.errors import RollstreamError, single_errors
 from rollstream.schemas.ids import group_partition
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.transport.control import ControlFollower
@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 PACE_POLL_S = 0.5
 """A stop is noticed after this long while waiting for the trainer."""
 _CHUNK_PROMPTS = 256
-_MAX_LOGGED_REJECTIONS = 20
 
 
 RunState = Literal["reading", "serving_backfill", "finished", "stopped"] | PaceState
@@ -121,7 +120,7 @@ class _Emission:
         self._on_progress = on_progress
         self._log = TaskLog([])
         self._record = RunRecord(publisher, control, plan.settings, plan.fingerprints())
-        self._desk = BackfillDesk(plan, control, is_sent=self._is_in_topic, send=self._send)
+        self._desk = BackfillDesk(plan, control, is_sent=self._is_in_topic, send=self._send, on_served=self._tell)
         self._slots = asyncio.Semaphore(plan.settings.max_groups_in_flight)
         self._over = asyncio.Event()
         self._state: RunState = "reading"
@@ -186,7 +185,7 @@ class _Emission:
         """Send every group that is missing; False when stopped before the end."""
         group_index = 0
         prompts = self._plan.prompts()
-        with _Rejects(self._settings.rejects_path) as rejects:
+        with RejectsFile(self._settings.rejects_path) as rejects:
             async with asyncio.TaskGroup() as sending:
                 while chunk := await asyncio.to_thread(_take, prompts):
                     for place, built in enumerate(chunk):
@@ -257,45 +256,15 @@ class _Emission:
     def _finish_group(self, group_index: int) -> None:
         self._record.acknowledge(group_index)
         self._groups_done += 1
+        self._tell()
+
+    def _tell(self) -> None:
         self._on_progress(self.progress())
 
     def _set_state(self, state: RunState) -> None:
         if state != self._state:
             self._state = state
             self._on_progress(self.progress())
-
-
-class _Rejects:
-    """The rejects file, if one is wanted: one JSON object per bad row, written as they are found."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file: IO[str] | None = None
-        self._places: set[str] = set()
-
-    def __enter__(self) -> _Rejects:
-        if self._path is not None:
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("w", encoding="utf-8")
-            except OSError as error:
-                raise SettingsError(f"cannot write the rejects file {str(self._path)!r}: {error}") from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def write(self, rejection: Rejection) -> None:
-        """Once per row, however many epochs meet it."""
-        if rejection.place in self._places:
-            return
-        self._places.add(rejection.place)
-        if len(self._places) <= _MAX_LOGGED_REJECTIONS:
-            logger.warning("row left out: %s", rejection)
-        if self._file is not None:
-            json.dump({"place": rejection.place, "column": rejection.column, "rule": rejection.rule}, self._file)
-            self._file.write("\n")
 
 
 def _take(prompts: Iterator[Prompt | Rejection]) -> list[Prompt | Rejection]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,3 +95,15 @@ def test_open_tasks_are_named() -> None:
     for message in (one, two, ended(two)):
         feed(ledger, message)
     assert ledger.open_tasks() == {one.trajectory_id}
+
+
+def test_the_trajectory_of_a_replacement_does_not_stand_for_a_task_that_is_still_open() -> None:
+    ledger = TaskLedger()
+    ledger.see_progress(ProducerProgress(run_id="run", groups_emitted=1, group_size=2, is_finished=True))
+    first = task(0, 0)
+    again = msgspec.structs.replace(first, replacement=1, trajectory_id=trajectory_id("run", 0, 0, replacement=1))
+    ledger.see_trajectory(ended(first))
+    ledger.see_trajectory(msgspec.structs.replace(ended(again), replacement=1))
+    assert not ledger.is_done()
+    ledger.see_trajectory(ended(task(0, 1)))
+    assert ledger.is_done()

@@ -52,6 +52,17 @@ def places(opened: RunPlan) -> list[int]:
     return [int(built.place.rpartition(":")[2]) for built in opened.prompts()]
 
 
+@pytest.mark.parametrize("is_shuffled", [False, True])
+@pytest.mark.parametrize("on_bad_row", ["skip", "stop"])
+def test_the_prompt_of_any_group_can_be_read_again(plan: Planner, is_shuffled: bool, on_bad_row: str) -> None:
+    skip = 0 if on_bad_row == "skip" else 6
+    opened = plan(is_shuffled=is_shuffled, seed=3, epochs=3, on_bad_row=on_bad_row, skip=skip)
+    emitted = [built for built in opened.prompts() if isinstance(built, Prompt)]
+    assert len(emitted) == 3 * (19 if on_bad_row == "skip" else 14)
+    assert [opened.prompt(index) for index in range(len(emitted))] == emitted
+    assert opened.prompt(len(emitted)) is None
+
+
 def test_rows_come_in_order_and_a_bad_one_is_rejected_in_its_place(plan: Planner) -> None:
     built = list(plan().prompts())
     assert [isinstance(one, Rejection) for one in built].index(True) == 5
