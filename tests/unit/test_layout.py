@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("vllm", "torch", "transformers")
-SOURCE_ROOTS = ("schemas", "transport", "producers", "rollout_workers", "tool_workers", "trainers", "cli")
+SOURCE_ROOTS = ("schemas", "transport", "producers", "rollout_workers", "tool_workers", "trainers", "scorers", "cli")
 
 IMPORT_AND_REPORT = """
 import importlib, json, pkgutil, sys
@@ -34,6 +34,7 @@ print(json.dumps({"imported": names, "heavy": [name for name in json.loads(sys.a
         "rollstream.producers",
         "rollstream.tool_workers",
         "rollstream.trainers",
+        "rollstream.scorers",
         "rollstream.cli.main",
     ],
 )

@@ -47,6 +47,9 @@ COMMANDS = (
         "Run episodes: tasks in, trajectories out.",
     ),
     LazyCommand("tool-worker", "rollstream.cli.tool_worker:tool_worker_command", "Run tool calls in sandboxes."),
+    LazyCommand(
+        "scorer", "rollstream.cli.scorer:scorer_command", "Score trajectories after the fact: judges, reward models."
+    ),
     LazyCommand("tools", "rollstream.cli.tools:tools_app", "List and export the tools of a tool worker."),
     LazyCommand("policies", "rollstream.cli.policies:policies_app", "List stored policies, and remove unneeded ones."),
     LazyCommand(

@@ -16,7 +16,7 @@ from rollstream.transport.settings import KafkaSettings
 def role_processes(
     settings: RollstreamSettings, kafka: KafkaSettings, command_line: CommandLine, *, host: str | None = None
 ) -> list[ProcessSpec]:
-    """Processes of ``up``: tool workers first, then rollout workers, trainer and producer.
+    """Processes of ``up``: tool workers first, then rollout workers, scorers, trainer and producer.
 
     Workers have names that stay the same over restarts, so that a restart within the session time-out moves no
     partitions. Every child resolves the same settings as its parent, with the address of the broker pinned.
@@ -24,7 +24,7 @@ def role_processes(
     host = host or socket.gethostname()
     up = settings.up
     pinned = _Pinned(up, kafka, command_line)
-    tool, rollout = settings.tool_worker, settings.rollout_worker
+    tool, rollout, scorer = settings.tool_worker, settings.rollout_worker, settings.scorer
     specs = [
         pinned.worker("tool-worker", index, tool.instance_id or host, tool.metrics_port)
         for index in range(up.tool_workers)
@@ -32,6 +32,9 @@ def role_processes(
     specs += [
         pinned.worker("rollout-worker", index, rollout.instance_id or host, rollout.metrics_port)
         for index in range(up.rollout_workers)
+    ]
+    specs += [
+        pinned.worker("scorer", index, scorer.instance_id or host, scorer.metrics_port) for index in range(up.scorers)
     ]
     if up.trainer_command:
         specs.append(

@@ -23,6 +23,7 @@ from rollstream.cli.evaluation.settings import EvaluationSettings
 from rollstream.producers.settings import ProducerSettings
 from rollstream.rollout_workers.settings import RolloutWorkerSettings
 from rollstream.schemas.errors import SettingsError
+from rollstream.scorers.settings import ScorerSettings
 from rollstream.tool_workers.settings import ToolWorkerSettings
 from rollstream.tool_workers.tool_secrets import VARIABLE_PREFIX
 from rollstream.trainers.settings import TrainerSettings
@@ -53,6 +54,8 @@ class UpSettings(BaseModel):
     """Processes of `rollout-worker`."""
     tool_workers: int = Field(default=1, ge=0)
     """Processes of `tool-worker`."""
+    scorers: int = Field(default=0, ge=0)
+    """Processes of `scorer`."""
     trainer_command: tuple[str, ...] = ()
     """Program and arguments of the trainer; it gets address and prefix in the environment. Empty: none."""
     restarts: int = Field(default=5, ge=0)
@@ -83,6 +86,7 @@ class RollstreamSettings(BaseSettings):
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     rollout_worker: RolloutWorkerSettings = Field(default_factory=RolloutWorkerSettings)
     tool_worker: ToolWorkerSettings = Field(default_factory=ToolWorkerSettings)
+    scorer: ScorerSettings = Field(default_factory=ScorerSettings)
     producer: ProducerSettings | None = None
     trainer: TrainerSettings = Field(default_factory=TrainerSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)

@@ -82,7 +82,8 @@ async def gather_report(kafka: KafkaSettings, control: ControlFollower) -> Statu
 
 def worker_groups(kafka: KafkaSettings) -> list[str]:
     """Full names of the consumer groups of all workers."""
-    return [kafka.group("rollout-workers"), *(kafka.group(f"tool-workers.{toolset}") for toolset in kafka.toolsets)]
+    tool_workers = [kafka.group(f"tool-workers.{toolset}") for toolset in kafka.toolsets]
+    return [kafka.group("rollout-workers"), *tool_workers, kafka.group("scorers")]
 
 
 async def _group_lags(kafka: KafkaSettings, group: str) -> list[GroupLag]:

@@ -20,9 +20,9 @@ def processes(**sections: object) -> dict[str, ProcessSpec]:
 
 
 def test_every_role_has_its_processes_with_names_that_survive_a_restart() -> None:
-    up = UpSettings(rollout_workers=2, tool_workers=1, trainer_command=("python", "train.py"), log_dir=Path("l"))
+    up = UpSettings(rollout_workers=2, tool_workers=1, scorers=1, trainer_command=("python", "t.py"), log_dir=Path("l"))
     found = processes(up=up, producer=ProducerSettings(source="x.jsonl", run_id="r"))
-    assert list(found) == ["tool-worker-0", "rollout-worker-0", "rollout-worker-1", "trainer", "produce"]
+    assert list(found) == ["tool-worker-0", "rollout-worker-0", "rollout-worker-1", "scorer-0", "trainer", "produce"]
     assert 'rollout_worker.instance_id="h-rollout-worker-1"' in found["rollout-worker-1"].command
     assert found["rollout-worker-1"].log_path == Path("l/rollout-worker-1.log")
     assert [name for name, spec in found.items() if spec.may_finish] == ["trainer", "produce"]
