@@ -199,7 +199,8 @@ def is_mentioned_rightly(words: list[str]) -> None:
 @every_page
 def test_options_named_in_the_text_exist(page: Path) -> None:
     trees = [command_tree(command.name).commands[command.name] for command in COMMANDS]
-    leaves: list[Any] = [leaf for tree in trees for leaf in (getattr(tree, "commands", None) or {"": tree}).values()]
+    below: list[Any] = [leaf for tree in trees for leaf in getattr(tree, "commands", {}).values()]
+    leaves: list[Any] = [*trees, *below]
     known = {o for leaf in leaves for p in leaf.params for o in (*p.opts, *p.secondary_opts)} | {"--config", "--set"}
     named = {word for span in spans(page) if span.startswith("--") for word in re.findall(r"--[a-z][a-z-]+", span)}
     assert named - known - OPTIONS_OF_OTHERS == set()

@@ -16,7 +16,7 @@ from typing import Any
 from rollstream.cli.evaluation.functions import load_function
 from rollstream.cli.evaluation.policies import policy_pin
 from rollstream.cli.evaluation.rollouts import OnProgress, RolloutOutcome, roll_out
-from rollstream.cli.evaluation.settings import EvaluationSettings
+from rollstream.cli.evaluation.settings import NAME, EvaluationSettings
 from rollstream.cli.produce import with_tool_specs
 from rollstream.producers.run_plan import open_plan
 from rollstream.producers.settings import ProducerSettings
@@ -74,7 +74,7 @@ class EvaluationContext:
         """Somebody asked to stop, and episodes are missing for it."""
         return any(outcome.is_stopped for outcome in self.outcomes)
 
-    async def rollout_data(self, **options: Any) -> list[list[Trajectory]]:
+    async def rollout_data(self, *, samples: int | None = None, **options: Any) -> list[list[Trajectory]]:
         """Roll out the evaluation's own data; see `rollout`.
 
         Without an evaluator trajectories are not kept, and the lists are empty.
@@ -82,7 +82,9 @@ class EvaluationContext:
         source = self.settings.data
         if not source:
             raise SettingsError(f"evaluation {self.settings.name!r} has no data of its own: give --data")
-        return await self._rolled_out(source, options, label="", keeps=self.settings.evaluator is not None)
+        return await self._rolled_out(
+            source, options, label="", keeps=self.settings.evaluator is not None, samples=samples
+        )
 
     async def rollout(
         self, rows: Sequence[Mapping[str, Any]], *, label: str = "rows", samples: int | None = None, **options: Any
@@ -106,6 +108,8 @@ class EvaluationContext:
         """
         if not rows:
             raise SettingsError("a rollout needs at least one row")
+        if not NAME.fullmatch(label):
+            raise SettingsError(f"the label {label!r} of a rollout must be 1 to 60 letters, digits, dots or dashes")
         with tempfile.TemporaryDirectory(prefix="rollstream-eval-") as folder:
             path = Path(folder) / f"{label}.jsonl"
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from rollstream.producers.service import RunProgress, produce
 from rollstream.producers.settings import ProducerSettings
 from rollstream.schemas.control import ProducerProgress
-from rollstream.schemas.errors import InvalidMessageError, TransientError
+from rollstream.schemas.errors import InvalidMessageError, RollstreamError, TransientError, single_errors
 from rollstream.schemas.ids import group_id
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.trainers.trajectory_log import TrajectoryLog
@@ -93,7 +93,13 @@ async def roll_out(
         DataLossError: retention has deleted trajectories that were not read yet.
     """
     rollout = _Rollout(settings, kafka, prompts, stop, see, on_progress)
-    return await rollout.run(timeout_s)
+    try:
+        return await rollout.run(timeout_s)
+    except ExceptionGroup as errors:
+        ours, others = errors.split(RollstreamError)
+        if ours is None or others is not None:
+            raise
+        raise next(single_errors(ours)) from errors
 
 
 class _Rollout:
@@ -124,9 +130,12 @@ class _Rollout:
                 producing = tasks.create_task(
                     produce(self._settings, self._kafka, self._stop_producing, self._take_progress)
                 )
-                await self._collect(log, producing, deadline_s)
-                self._stop_producing.set()
-                await asyncio.wait([producing], timeout=PRODUCER_LEAVES_S)
+                try:
+                    await self._collect(log, producing, deadline_s)
+                finally:
+                    # Whatever ends the collecting: a producer that is cancelled would leave its source open.
+                    self._stop_producing.set()
+                    await asyncio.wait([producing], timeout=PRODUCER_LEAVES_S)
                 producing.cancel()
         return self._outcome()
 
@@ -142,6 +151,8 @@ class _Rollout:
                 await asyncio.sleep(RETRY_S)
                 continue
             for record in records:
+                if self._stop.is_set():
+                    return
                 await self._take(record)
 
     async def _take(self, record: Record) -> None:
