@@ -25,7 +25,7 @@ def batch_of(make: Make, tokens: list[list[int]]) -> TrainingBatch:
         TrajectoryGroup(
             "run", f"g{g}", g, len(members) + 1,
             tuple(make(g, m, tokens=count, reward=float((3 * g + m) % 4)) for m, count in enumerate(members)),
-            excluded=(make(g, len(members), is_failed=True),),
+            excluded=(make(g, len(members), is_failed=True),), exclusions=("failed",),
         )
         for g, members in enumerate(tokens)
     )  # fmt: skip
@@ -46,6 +46,7 @@ def test_shares_hold_everything_once_in_the_order_of_the_batch(
     assert sorted(key for share in shares for key in keys(share.batch)) == sorted(keys(batch))
     excluded = [t.group_index for s in shares for group in s.batch.groups for t in group.excluded]
     assert sorted(excluded) == list(range(len(tokens)))
+    assert all(len(group.exclusions) == len(group.excluded) for s in shares for group in s.batch.groups)
     for share in shares:
         assert keys(share.batch) == sorted(keys(share.batch))
         assert (share.batch.number, share.batch.lineage, share.batch.version) == (7, 3, 5)

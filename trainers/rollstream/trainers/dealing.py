@@ -137,8 +137,8 @@ def _share(batch: TrainingBatch, ranks: Sequence[int], members: Sequence[Sequenc
     for place, group in enumerate(batch.groups):
         if _is_here(place, ranks, members, rank):
             trajectories = tuple(group.trajectories[m] for m in members[place])
-            excluded = group.excluded if ranks[place] == rank else ()
-            groups.append(replace(group, trajectories=trajectories, excluded=excluded))
+            excluded, exclusions = (group.excluded, group.exclusions) if ranks[place] == rank else ((), ())
+            groups.append(replace(group, trajectories=trajectories, excluded=excluded, exclusions=exclusions))
     return replace(batch, groups=tuple(groups))
 
 
