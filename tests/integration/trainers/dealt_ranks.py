@@ -91,6 +91,8 @@ class Rank:
                 (self.folder / f"rank-{self.rank}.json").write_text(json.dumps(self.said))
                 distributed.barrier()
                 os.kill(os.getpid(), signal.SIGKILL)
+        self.said["pruned"] = stream.prune_policies(self.folder, keep=2)
+        self.said["rolled_back_to"] = stream.roll_back(self.job["first_version"] + len(steps) - 2, root=self.folder)
         stats = stream.stats()
         assert isinstance(stats, StreamStats)
         self.said["batches"] = stats.batches

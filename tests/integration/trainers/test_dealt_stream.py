@@ -77,6 +77,8 @@ async def test_shares_make_up_the_batches_also_after_all_ranks_were_killed_and_r
     assert everything == sorted(f"{group}/{member}" for group in range(GROUPS) for member in range(GROUP_SIZE))
     assert [len(batch) for batch in batches(undisturbed)] == [8, 8, 8, 8, 4]
     assert all(any(step["trained"] for step in rank["steps"]) for rank in undisturbed), "every rank has its part"
+    assert [Path(rank["rolled_back_to"]).name for rank in undisturbed] == ["v4"] * 3
+    assert [sorted(Path(uri).name for uri in rank["pruned"]) for rank in undisturbed] == [["v1", "v2", "v3"]] * 3
     assert undisturbed[0]["state"] == undisturbed[1]["state"] == undisturbed[2]["state"]
 
     killed = (-signal.SIGKILL,) * WORLD_SIZE

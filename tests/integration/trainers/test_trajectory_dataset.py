@@ -75,13 +75,17 @@ async def test_a_plain_loader_gives_what_the_transform_makes_of_each_batch(
     kafka: KafkaSettings, tmp_path: Path
 ) -> None:
     def train() -> None:
-        (tmp_path / "model.safetensors").write_bytes(b"weights")
+        weights = tmp_path / "v0"
+        weights.mkdir()
+        (weights / "model.safetensors").write_bytes(b"weights")
         with TrajectoryStream(kafka, groups_per_batch=8) as stream:
             dataset = TrajectoryDataset(stream, partial(padded_tensors, pad_token_id=0, advantages="grpo"))
             loader = DataLoader(dataset, batch_size=None, num_workers=0)
-            dataset.publish_policy(0, tmp_path)
+            dataset.publish_policy(0, weights)
             batches = list(loader)
             dataset.commit()
+            assert dataset.prune_policies(tmp_path) == [], "the newest stays"
+            assert Path(dataset.roll_back(0, root=tmp_path)) == weights
             assert [tuple(tensors["input_ids"].shape) for tensors in batches] == [(16, 11)] * 3
             assert all(isinstance(tensors["advantages"], torch.Tensor) for tensors in batches)
             assert dataset.stats().batches == 3

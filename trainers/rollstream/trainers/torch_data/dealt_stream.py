@@ -129,6 +129,14 @@ class DealtStream:
             "publish_policy", lambda stream: stream.publish_policy(version, directory, target_uri=target_uri)
         )
 
+    def roll_back(self, version: int, *, root: str | Path | None = None) -> str:
+        """Go back to an older policy; see ``AsyncTrajectoryStream.roll_back``. Every rank gets the URI of its files."""
+        return self._together("roll_back", lambda stream: stream.roll_back(version, root=root))
+
+    def prune_policies(self, root: str | Path | None = None, *, keep: int = 2, every: int | None = None) -> list[str]:
+        """Remove policies nobody needs; see ``AsyncTrajectoryStream.prune_policies``."""
+        return self._together("prune_policies", lambda stream: stream.prune_policies(root, keep=keep, every=every))
+
     def state_dict(self) -> dict[str, Any]:
         """The stream's part of a checkpoint, equal on every rank; every batch dealt so far counts as trained on."""
         return self._together("state_dict", lambda stream: stream.state_dict())

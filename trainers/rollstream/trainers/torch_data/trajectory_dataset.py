@@ -72,6 +72,14 @@ class TrajectorySource(Generic[T]):
         """Announce weights; see ``AsyncTrajectoryStream.publish_policy``."""
         self._stream.publish_policy(version, directory, target_uri=target_uri)
 
+    def roll_back(self, version: int, *, root: str | Path | None = None) -> str:
+        """Go back to an older policy; see ``AsyncTrajectoryStream.roll_back``."""
+        return self._stream.roll_back(version, root=root)
+
+    def prune_policies(self, root: str | Path | None = None, *, keep: int = 2, every: int | None = None) -> list[str]:
+        """Remove policies nobody needs; see ``AsyncTrajectoryStream.prune_policies``."""
+        return self._stream.prune_policies(root, keep=keep, every=every)
+
     def commit(self) -> None:
         """Show the present positions as the consumer group's offsets; for dashboards only."""
         self._stream.commit()
