@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,12 @@ def test_an_estimator_over_a_batch_is_not_asked_about_one_group() -> None:
 def test_an_unknown_name_lists_those_there_are() -> None:
     with pytest.raises(SettingsError, match=r"'ppo'.*dr_grpo"):
         group_advantages([0.0, 1.0], "ppo")
+
+
+@pytest.mark.parametrize("field", [{"scale": "std"}, {"baseline": "max"}, {"ddof": 2}, {"epsilon": -1e-6}])
+def test_an_estimator_that_cannot_be_is_refused_when_it_is_made(field: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(field))):
+        Estimator(**field)
 
 
 def test_an_infinite_reward_is_an_error_and_not_a_nan() -> None:

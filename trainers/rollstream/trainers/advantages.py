@@ -15,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rollstream.schemas.errors import InvalidMessageError, SettingsError
 
+Baseline = Literal["mean", "others"]
+Scale = Literal["none", "group", "batch", "whitened"]
 Rewards = NDArray[np.float64]
 RewardValues = Sequence[float] | NDArray[np.floating]
 
@@ -60,12 +62,22 @@ class Estimator:
             trajectory weighted by its sampled tokens.
         ddof: 1 for the unbiased variance (divided by n - 1), 0 for the one divided by n.
         epsilon: added to the standard deviation; with ``whitened`` to the variance.
+
+    Raises:
+        SettingsError: a field has none of these values, or epsilon is negative or not finite.
     """
 
-    baseline: Literal["mean", "others"] = "mean"
-    scale: Literal["none", "group", "batch", "whitened"] = "none"
+    baseline: Baseline = "mean"
+    scale: Scale = "none"
     ddof: Literal[0, 1] = 1
     epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("baseline", get_args(Baseline)), ("scale", get_args(Scale)), ("ddof", (0, 1))):
+            if getattr(self, name) not in allowed:
+                raise SettingsError(f"Estimator({name}={getattr(self, name)!r}): one of {allowed}")
+        if not 0 <= self.epsilon < np.inf:
+            raise SettingsError(f"Estimator(epsilon={self.epsilon!r}): a finite number, at least 0")
 
     @property
     def needs_batch(self) -> bool:

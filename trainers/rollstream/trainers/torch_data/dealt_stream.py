@@ -69,7 +69,8 @@ class DealtStream:
             heartbeat_s: rank 0 says so often that it still waits for a batch; well below the group's time-out.
 
         Raises:
-            SettingsError: no process group, no such estimator, or the stream is on another rank than 0.
+            SettingsError: no process group, no such estimator, a heartbeat that is none, or the stream is on another
+                rank than 0.
         """
         from torch import distributed
 
@@ -80,6 +81,8 @@ class DealtStream:
             )
         if advantages is not None:
             find_estimator(advantages)
+        if heartbeat_s <= 0:
+            raise SettingsError(f"heartbeat_s={heartbeat_s!r}: a time above 0")
         self._owns_group = group is None
         self._group: Any = distributed.new_group(backend="gloo") if group is None else group
         self.rank = distributed.get_rank(self._group)
