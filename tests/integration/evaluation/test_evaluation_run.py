@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -230,3 +231,39 @@ async def test_an_own_evaluator_rolls_out_what_it_wants_and_returns_metrics(
     assert (await read_task_log(kafka, "")).records_read == 12
     with pytest.raises(SettingsError, match="returned 'good'"):
         await evaluated(evaluation_settings(evaluator="evaluator_of_mine:nonsense"))
+
+
+@pytest.fixture
+def bad_row(data: str) -> None:
+    with Path(data).open("a") as file:
+        file.write('{"question": "What is 9 + 9?", "answer": "eighteen"}\n')
+
+
+@pytest.mark.usefixtures("bad_row")
+async def test_bad_rows_that_are_left_out_are_neither_wanted_nor_missing(
+    evaluation_settings: Settings, evaluated: Any, scripted_worker: Worker
+) -> None:
+    with pytest.raises(SettingsError, match=r"sums.jsonl:7.*no number"):
+        await evaluated(evaluation_settings())
+    async with scripted_worker():
+        evaluation = await evaluated(evaluation_settings(tasks={"reward": "numeric", "on_bad_row": "skip"}))
+    assert (evaluation.episodes.wanted, evaluation.episodes.completed) == (EPISODES, EPISODES)
+
+
+async def test_rewards_after_the_fact_are_waited_for(
+    evaluation_settings: Settings, evaluated: Any, scripted_worker: Worker, read_trajectories: Any, kafka: KafkaSettings
+) -> None:
+    settings = evaluation_settings(samples=1, topic="scored-trajectories", tasks={})
+    topic = kafka.topic("scored-trajectories")
+    async with scripted_worker(), asyncio.TaskGroup() as group, asyncio.timeout(DEADLINE_S):
+        evaluating = group.create_task(evaluated(settings))
+        while len(trajectories := await read_trajectories()) < 6:
+            assert not evaluating.done()
+        async with Publisher(kafka) as publisher:
+            for trajectory in trajectories:
+                judged = msgspec.structs.replace(trajectory, reward=trajectory.group_index / 5)
+                partition = group_partition(judged.group_id, kafka.topics["scored-trajectories"].partitions)
+                await publisher.publish(judged, key=judged.group_id, topic=topic, partition=partition)
+        evaluation = await evaluating
+    assert evaluation.environments["sums.jsonl"]["reward"].mean == pytest.approx(0.5)
+    assert evaluation.environments["sums.jsonl"]["pass@1"].mean == pytest.approx(1 / 6)

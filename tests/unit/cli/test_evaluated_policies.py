@@ -25,6 +25,13 @@ def test_the_latest_is_that_of_the_newest_trainer_and_before_any_the_model_as_it
     assert (base.label, policy_pin(base).uri) == ("base", "")
 
 
+def test_the_first_version_of_the_first_trainer_is_the_model_as_it_came() -> None:
+    first = PolicyVersion(lineage=0, version=0, uri="s3://b/0/0", manifest_sha256="0" * 64)
+    policy = announced_policy("latest", [first])
+    assert policy is not None
+    assert (policy.label, policy_pin(policy).uri) == ("base", "")
+
+
 @pytest.mark.parametrize(("asked_for", "found"), [("2:9", "2:9"), ("02:08", "2:8"), ("2:7", None), ("5:9", None)])
 def test_a_version_is_found_however_old_and_an_unknown_one_is_not_guessed(asked_for: str, found: str | None) -> None:
     policy = announced_policy(asked_for, HISTORY)

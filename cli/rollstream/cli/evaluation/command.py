@@ -40,6 +40,9 @@ def eval_command(
     suite: Annotated[str | None, typer.Option(help="Several evaluations: a TOML file, or module:list.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON report; with --follow the JSONL curve.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="Earlier report to show differences to.")] = None,
+    topic: Annotated[
+        str | None, typer.Option(metavar="TOPIC", help="trajectories, or scored-trajectories to wait for scorers.")
+    ] = None,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Then what is missing is counted.")] = None,
     repeat: Annotated[int | None, typer.Option(help="Another number: fresh episodes.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Evaluate versions as training announces them.")] = False,
@@ -102,6 +105,7 @@ def eval_command(
         "pass_threshold": pass_threshold,
         "score": score,
         "evaluator": evaluator,
+        "topic": topic,
         "timeout_s": timeout,
         "repeat": repeat,
         "toolset": toolset,

@@ -26,6 +26,9 @@ from rollstream.trainers.evaluation import EpisodeFacts, episode_facts
 from rollstream.trainers.evaluation.report import PolicyFacts
 from rollstream.transport.settings import KafkaSettings
 
+SCORE_DEADLINE_S = 600.0
+"""For one trajectory. Judges that are slow or fail now and then are the business of scorers."""
+
 
 @dataclass(frozen=True, slots=True)
 class _PlannedRun:
@@ -68,6 +71,11 @@ class EvaluationContext:
         self._on_progress = on_progress
         self._score = load_function(settings.score, kind="score") if settings.score is not None else None
         self._deadline_s = asyncio.get_running_loop().time() + settings.timeout_s
+
+    @property
+    def left_s(self) -> float:
+        """Until the time-out, in seconds; at least 0."""
+        return max(0.0, self._deadline_s - asyncio.get_running_loop().time())
 
     @property
     def is_stopped(self) -> bool:
@@ -133,7 +141,8 @@ class EvaluationContext:
             run.settings,
             self._kafka,
             prompts=run.prompts,
-            timeout_s=max(0.0, self._deadline_s - asyncio.get_running_loop().time()),
+            topic=self.settings.topic,
+            timeout_s=self.left_s,
             stop=self._stop,
             see=see,
             on_progress=self._on_progress,
@@ -174,8 +183,9 @@ class EvaluationContext:
         scores = None
         if self._score is not None and trajectory.status in ("completed", "truncated"):
             try:
-                found = await asyncio.to_thread(self._score, trajectory)
-                scores = await found if inspect.isawaitable(found) else found
+                async with asyncio.timeout(SCORE_DEADLINE_S):
+                    found = await asyncio.to_thread(self._score, trajectory)
+                    scores = await found if inspect.isawaitable(found) else found
             except RollstreamError:
                 raise
             except Exception as error:  # a foreign function may raise anything

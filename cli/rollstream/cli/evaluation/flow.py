@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -75,13 +75,28 @@ async def _measured(context: EvaluationContext) -> dict[str, MetricSummary]:
         await context.rollout_data()
         return {}
     found = load_function(settings.evaluator, kind="evaluator")(context)
-    metrics: Any = await found if inspect.isawaitable(found) else found
+    metrics: Any = await _returned(found, context) if inspect.isawaitable(found) else found
     if not isinstance(metrics, Mapping):
         raise SettingsError(f"evaluator {settings.evaluator!r} returned {metrics!r}, expected metrics by name")
     return {
         str(name): _own_summary(str(name), value, settings)
         for name, value in cast("Mapping[object, object]", metrics).items()
     }
+
+
+async def _returned(found: Awaitable[object], context: EvaluationContext) -> object:
+    """What an own evaluator comes to. Rollouts end in time by themselves; what it does besides may take as long."""
+    deadline = asyncio.timeout(2 * context.settings.timeout_s)
+    try:
+        async with deadline:
+            return await found
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise SettingsError(
+            f"evaluator {context.settings.evaluator!r} did not return within {2 * context.settings.timeout_s:g} s, "
+            "twice the time-out: raise --timeout, or look what it waits for"
+        ) from error
 
 
 def _own_summary(name: str, value: object, settings: EvaluationSettings) -> MetricSummary:

@@ -123,7 +123,12 @@ def announced_policy(asked_for: str, announced: Iterable[PolicyVersion]) -> Poli
 
 
 def policy_facts(asked_for: str, policy: PolicyVersion) -> PolicyFacts:
-    """The facts of an announced policy."""
+    """The facts of an announced policy.
+
+    (0, 0) is the model as workers were started with it: they load nothing for it.
+    """
+    if (policy.lineage, policy.version) == (0, 0):
+        return PolicyFacts(asked_for=asked_for, lineage=0, version=0)
     return PolicyFacts(
         asked_for=asked_for,
         lineage=policy.lineage,
@@ -177,6 +182,11 @@ def _sealed_policy(uri: str) -> PolicyFacts:
             f"the manifest of policy {uri!r} does not say its lineage and version, so its tokens could not be told "
             "from others: publish it with stream.publish_policy, or write it with rollstream.transport.policy_files."
             "write_policy(directory, uri, PolicyIdentity(lineage, version))"
+        )
+    if manifest.identity == (0, 0):
+        raise SettingsError(
+            f"policy {uri!r} was published as 0:0, which workers take for the model they were started with: take "
+            "--policy base, or publish it as a later version"
         )
     return PolicyFacts(
         asked_for=uri,

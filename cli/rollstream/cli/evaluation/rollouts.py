@@ -77,6 +77,7 @@ async def roll_out(
     kafka: KafkaSettings,
     *,
     prompts: int,
+    topic: str,
     timeout_s: float,
     stop: asyncio.Event,
     see: See,
@@ -85,14 +86,23 @@ async def roll_out(
     """Emit a run of evaluation tasks and hand each of its trajectories once to ``see``.
 
     Ends when all are there, after ``timeout_s``, or when ``stop`` is set; what came of it is in the outcome.
-    ``prompts``: rows that the run may become groups of.
+
+    Args:
+        settings: of the producer.
+        kafka: where the topics are.
+        prompts: rows that the run may become groups of.
+        topic: short name of the one that trajectories are taken from.
+        timeout_s: for emitting, waiting and ``see`` together.
+        stop: ends it early.
+        see: called once for each trajectory, one after another.
+        on_progress: called at every change.
 
     Raises:
         SettingsError: source, options or rows are wrong, or the run was begun under others.
         TransientError: the broker did not acknowledge a task.
         DataLossError: retention has deleted trajectories that were not read yet.
     """
-    rollout = _Rollout(settings, kafka, prompts, stop, see, on_progress)
+    rollout = _Rollout(settings, kafka, prompts, topic, stop, see, on_progress)
     try:
         return await rollout.run(timeout_s)
     except ExceptionGroup as errors:
@@ -108,12 +118,14 @@ class _Rollout:
         settings: ProducerSettings,
         kafka: KafkaSettings,
         prompts: int,
+        topic: str,
         stop: asyncio.Event,
         see: See,
         on_progress: OnProgress,
     ) -> None:
         self._settings = settings
         self._kafka = kafka
+        self._topic = topic
         self._stop = stop
         self._see = see
         self._on_progress = on_progress
@@ -124,7 +136,7 @@ class _Rollout:
 
     async def run(self, timeout_s: float) -> RolloutOutcome:
         deadline_s = asyncio.get_running_loop().time() + timeout_s
-        async with TrajectoryLog(self._kafka) as log:
+        async with TrajectoryLog(self._kafka, topic=self._topic) as log:
             await log.seek(await _first_places(log, self._kafka, self._settings.run_id))
             async with asyncio.TaskGroup() as tasks:
                 producing = tasks.create_task(

@@ -11,6 +11,7 @@ from rollstream.producers.settings import ProducerSettings
 from rollstream.schemas.errors import SettingsError
 from rollstream.trainers.evaluation.estimators import default_ks
 from rollstream.trainers.evaluation.summaries import BOOTSTRAP_DRAWS, CONFIDENCE
+from rollstream.trainers.settings import TrainedTopic
 
 OWN_KEYS = ("source", "run_id", "group_size", "epochs", "is_train", "is_paced", "policy")
 """Settings of a producer that an evaluation decides itself."""
@@ -40,6 +41,8 @@ class EvaluationSettings(BaseModel):
     """module:function that gets each trajectory and returns its reward, or metrics by name."""
     evaluator: str | None = None
     """module:function that gets an `EvaluationContext` and returns metrics; it emits what it wants."""
+    topic: TrainedTopic = "trajectories"
+    """Where episodes are taken from: `scored-trajectories` waits for scorers (with their `score_evaluations`)."""
     timeout_s: float = Field(default=3600.0, gt=0)
     """Then what is missing is counted, and the evaluation ends."""
     repeat: int = Field(default=0, ge=0)
@@ -105,9 +108,10 @@ class EvaluationSettings(BaseModel):
         if not self.data:
             raise SettingsError(f"evaluation {self.name!r} has no data: --data FILE, or --evaluator module:function")
         tasks = self.producer(self.data, run_id="checked")
-        if tasks.reward is None and self.score is None and tasks.agent == "react":
+        is_scored = self.score is not None or self.topic == "scored-trajectories"
+        if tasks.reward is None and not is_scored and tasks.agent == "react":
             raise SettingsError(
                 f"nothing would score the episodes of evaluation {self.name!r}: name a --reward and the column with "
-                "its answers, or an own --score module:function"
+                "its answers, or an own --score module:function, or --topic scored-trajectories"
             )
         return self
