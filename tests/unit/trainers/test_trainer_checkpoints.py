@@ -16,8 +16,8 @@ def look(weights_bytes: int = 10, *names: str) -> Look:
 
 
 def test_names_of_checkpoints_say_their_step() -> None:
-    assert [step_of(name) for name in ("step_7", "global_step_7", "checkpoint-7")] == [7, 7, 7]
-    assert [step_of(name) for name in ("adapter_step_7", "final_model", "step_", "step_7.part")] == [None] * 4
+    assert [step_of(name) for name in ("step_7", "global_step_7", "adapter_step_7", "checkpoint-7")] == [7] * 4
+    assert [step_of(name) for name in ("final_adapter", "final_model", "step_", "step_7.part")] == [None] * 4
 
 
 def test_a_checkpoint_that_still_grows_is_not_published() -> None:

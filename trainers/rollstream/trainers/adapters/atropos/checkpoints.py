@@ -1,7 +1,7 @@
 """A trainer's checkpoint directory watched for weights that rollout workers can load.
 
-For trainers that only write files: ``step_7``, ``global_step_7`` or ``checkpoint-7`` becomes policy version 7 once
-nothing in it has changed for a while.
+For trainers that only write files: ``step_7``, ``global_step_7``, ``adapter_step_7`` or ``checkpoint-7`` becomes policy
+version 7 once nothing in it has changed for a while.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from pathlib import Path
 Look = frozenset[tuple[str, int, int]]
 """Name, size in bytes and time of change (ns) of every file of a checkpoint."""
 
-MODEL_CONFIG = "config.json"
+CONFIGS = frozenset({"config.json", "adapter_config.json"})
+"""Of a whole model, and of a PEFT adapter on the model that workers began with."""
 WEIGHTS_SUFFIX = ".safetensors"
 MANIFEST = "manifest.json"
 SETTLE_S = 10.0
 
-_STEP = re.compile(r"(?:step|checkpoint)[_-](\d+)")
+_STEP = re.compile(r"(?:global_|adapter_)?(?:step|checkpoint)[_-](\d+)")
 
 
 def step_of(name: str) -> int | None:
-    """The step that a directory's name says; None if it says none, or is an adapter's."""
-    match = _STEP.fullmatch(name.removeprefix("global_"))
+    """The step that a directory's name says; None if it says none."""
+    match = _STEP.fullmatch(name)
     return int(match[1]) if match else None
 
 
@@ -70,7 +71,7 @@ class CheckpointWatch:
 
 def _holds_weights(look: Look) -> bool:
     names = {name for name, _, _ in look}
-    return MODEL_CONFIG in names and any(name.endswith(WEIGHTS_SUFFIX) for name in names)
+    return bool(CONFIGS & names) and any(name.endswith(WEIGHTS_SUFFIX) for name in names)
 
 
 def _look(directory: Path) -> Look:
