@@ -220,3 +220,95 @@ def test_staleness_is_counted_per_delivered_trajectory(make_trajectory: Make) ->
     assert feed.delivered() == [0]
     stats = feed.former.stats()
     assert (stats.max_staleness, stats.mean_staleness) == (2, 1.0)
+
+
+def emitted(groups: int) -> ProducerProgress:
+    return ProducerProgress(run_id="run", groups_emitted=groups, group_size=1)
+
+
+def held_feed(make: Make, **settings: object) -> Feed:
+    """At version 2, groups 4 and 5 are complete and group 0, begun at version 0, is under way; batches are of two."""
+    feed = Feed(groups_per_batch=2, max_staleness=2, **settings)
+    feed.former.note_progress(emitted(6), now_s=0)
+    for version in range(2):
+        feed.add(*(make(1 + 2 * version + i, 0, group_size=1, version=version, lineage=LINEAGE) for i in range(2)))
+        assert feed.former.next_batch() is not None
+        feed.former.published(version + 1, POLICY)
+    feed.add(*(make(index, 0, group_size=1, version=2, lineage=LINEAGE) for index in (5, 6)))
+    return feed
+
+
+def test_a_batch_is_held_back_until_the_slow_group_is_there(make_trajectory: Make) -> None:
+    feed = held_feed(make_trajectory)
+    assert feed.former.next_batch() is None
+    assert [group.key.group_index for group in feed.former.held_for] == [0]
+    feed.add(make_trajectory(0, 0, group_size=1, version=0, lineage=LINEAGE))
+    assert feed.delivered()[:2] == [0, 5]
+    assert feed.former.held_for == []
+    assert feed.former.stats().batches_held == 1
+
+
+def test_a_batch_is_held_back_no_longer_than_to_the_groups_deadline(make_trajectory: Make) -> None:
+    feed = held_feed(make_trajectory, group_deadline_s=10)
+    assert feed.former.next_batch() is None
+    feed.former.expire(10)
+    batch = feed.former.next_batch()
+    assert batch is not None
+    assert [group.group_index for group in batch.groups] == [5, 6]
+
+
+def test_a_batch_is_not_held_back_for_a_group_that_turns_out_to_be_too_old(make_trajectory: Make) -> None:
+    """A member arrives that a lagging worker drew with weights before those of the group's start."""
+    feed = Feed(groups_per_batch=1, max_staleness=1, pipeline_depth=1)
+    feed.former.note_progress(emitted(2), now_s=0)
+    feed.former.published(1, POLICY)
+    feed.add(make_trajectory(1, 0, group_size=1, version=1, lineage=LINEAGE))
+    assert feed.former.next_batch() is None
+    feed.add(make_trajectory(0, 0, group_size=2, version=0, lineage=LINEAGE + 1))
+    assert feed.delivered() == [1]
+
+
+@pytest.mark.parametrize("settings", [{"stale": "drop"}, {"is_observer": True}])
+def test_who_need_not_wait_does_not(make_trajectory: Make, settings: dict[str, object]) -> None:
+    feed = held_feed(make_trajectory, **settings)
+    assert feed.delivered() == [5, 6]
+
+
+def test_a_full_buffer_ends_the_wait_for_slow_groups(make_trajectory: Make) -> None:
+    feed = held_feed(make_trajectory, buffer_bytes=1)
+    assert feed.delivered() == [5, 6]
+    assert (feed.former.stats().batches_held, feed.former.stats().holds_given_up) == (1, 1)
+
+
+def test_a_restored_trainer_holds_back_the_same_batch(make_trajectory: Make) -> None:
+    feed = held_feed(make_trajectory)
+    state = feed.former.state()
+    again = BatchFormer(TrainerSettings(groups_per_batch=2, max_staleness=2, min_members=1), "trajectories", state)
+    again.open_lineage(LINEAGE + 1, is_restored=True)
+    again.note_progress(emitted(6), now_s=0)
+    for index in (5, 6):
+        again.add(make_trajectory(index, 0, group_size=1, version=2, lineage=LINEAGE), 0, index - 1, now_s=0)
+    assert again.has_caught_up
+    assert again.next_batch() is None
+    assert [group.key.group_index for group in again.held_for] == [0]
+
+
+def test_a_trainer_that_publishes_every_fourth_version_is_held_back_in_time(make_trajectory: Make) -> None:
+    feed = Feed(groups_per_batch=1, max_staleness=6)
+    feed.former.note_progress(emitted(4), now_s=0)
+    feed.add(make_trajectory(1, 0, group_size=1, lineage=LINEAGE))
+    assert feed.delivered() == [1]
+    feed.former.published(4, POLICY)
+    feed.add(make_trajectory(2, 0, group_size=1, version=4, lineage=LINEAGE))
+    assert feed.delivered() == [], "at version 8 group 0 would be too old"
+
+
+def test_what_is_held_takes_memory_until_it_is_taken(make_trajectory: Make) -> None:
+    feed = Feed(groups_per_batch=1)
+    feed.add(make_trajectory(0, 0, tokens=1000))
+    held = feed.former.stats().buffered_bytes
+    feed.add(make_trajectory(0, 0, tokens=1000), make_trajectory(1, 0, tokens=2000))
+    assert feed.former.stats().buffered_bytes == 2 * held + 1000 * (4 + 4 + 1), "a copy takes none"
+    feed.add(make_trajectory(0, 1), make_trajectory(1, 1))
+    assert feed.delivered() == [0, 1]
+    assert feed.former.stats().buffered_bytes == 0

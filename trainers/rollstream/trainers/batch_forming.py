@@ -67,6 +67,8 @@ class BatchFormer:
         """Ready groups that may be delivered at the present version."""
         self._is_settled = False
         """Whether nothing has happened since ``next_batch`` said that there is none."""
+        if state is None:
+            self._note_limit()
 
     @property
     def is_settled(self) -> bool:
@@ -124,6 +126,8 @@ class BatchFormer:
         self._set_policy(ancestry, version)
         self._policy = policy
         self.finish_batch()
+        self._emission.rolled_back(version)
+        self._delivered_at = version
 
     def forget_policy(self) -> None:
         """The files of the present version are gone; the same version may be published again."""
@@ -223,7 +227,10 @@ class BatchFormer:
         if self._held_for:
             self._counts.batches_held += not self._is_hold_counted
             self._is_hold_counted = True
-            return None
+            if not self.is_full:
+                return None
+            self._counts.holds_given_up += 1
+            self._held_for = []
         batch = TrainingBatch(
             number=self._counts.batches,
             lineage=self.lineage,
@@ -248,6 +255,11 @@ class BatchFormer:
         """The trainer is done with every batch delivered so far."""
         self._groups_finished = self._counts.groups_consumed
         self._note_limit()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether open and ready groups take all the memory they may."""
+        return self._groups.size_bytes >= self._settings.buffer_bytes
 
     @property
     def held_for(self) -> Sequence[AwaitedGroup]:
@@ -297,6 +309,7 @@ class BatchFormer:
             mean_staleness=staleness_sum / max(1, self._counts.trajectories_trained),
             groups_open=len(list(self._groups.open())),
             groups_ready=len(list(self._groups.ready())),
+            buffered_bytes=self._groups.size_bytes,
             version=self._version,
             lineage=self.lineage,
             emit_limit=self.emit_limit,

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 
 Mark = tuple[int, int]
-"""(number of groups, policy version), ascending in both."""
+"""(number of groups, policy version); the numbers ascend."""
 
 
 class EmissionHistory:
@@ -35,6 +35,15 @@ class EmissionHistory:
         if marks and groups_emitted <= marks[-1][0]:
             return
         marks.append((groups_emitted, version))
+
+    def rolled_back(self, version: int) -> None:
+        """The trainer counts from ``version`` again. What began later is as far from it as it was beyond."""
+
+        def mirrored(marks: list[Mark]) -> list[Mark]:
+            return [(groups, begun if begun <= version else 2 * version - begun) for groups, begun in marks]
+
+        self._limits = mirrored(self._limits)
+        self._heard = {run_id: mirrored(marks) for run_id, marks in self._heard.items()}
 
     def start_version(self, run_id: str, group_index: int) -> int | None:
         """The earliest version at which the group can have begun; None: that cannot be told."""

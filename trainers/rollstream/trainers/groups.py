@@ -23,6 +23,7 @@ from rollstream.schemas.control import ProducerProgress, WantedMember
 from rollstream.schemas.errors import InvalidMessageError
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.trainers.intervals import IntervalSet
+from rollstream.trainers.trajectory_sizes import trajectory_bytes
 
 Arrival = Literal["counted", "completed", "duplicate", "unequal_duplicate", "late", "unneeded"]
 """``completed``: counted, and it was the last record its group waited for. ``late``: the group has closed without the
@@ -53,6 +54,7 @@ class ArrivingGroup:
         rounds: how often it has asked for replacements.
         wanted: the replacement that is awaited per member.
         met: (member, replacement) of all records taken.
+        size_bytes: of the records that count.
     """
 
     key: GroupKey
@@ -66,6 +68,7 @@ class ArrivingGroup:
     rounds: int = 0
     wanted: dict[int, int] = field(default_factory=dict[int, int])
     met: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    size_bytes: int = 0
 
     @property
     def is_answered(self) -> bool:
@@ -122,6 +125,8 @@ class GroupAssembler:
         self._ready: dict[GroupKey, ArrivingGroup] = {}
         self._runs: dict[str, _RunProgress] = {}
         self._incomplete: OrderedDict[GroupKey, frozenset[int]] = OrderedDict()
+        self.size_bytes = 0
+        """Of all open and ready groups."""
 
     def add(self, trajectory: Trajectory, partition: int, offset: int, now_s: float) -> Arrival:
         """Take in one record.
@@ -146,7 +151,7 @@ class GroupAssembler:
         refused = self._refusal(trajectory, group)
         if refused is not None:
             return refused
-        group.members[trajectory.member_index] = trajectory
+        self._take(trajectory, group)
         group.met.add((trajectory.member_index, trajectory.replacement))
         group.first_offsets[partition] = min(offset, group.first_offsets.get(partition, offset))
         wanted = group.wanted.get(trajectory.member_index)
@@ -210,6 +215,7 @@ class GroupAssembler:
     def close(self, key: GroupKey) -> None:
         """The ready group is trained on or dropped, for good."""
         group = self._ready.pop(key)
+        self.size_bytes -= group.size_bytes
         self._close(key, group.missing_members() | group.wanted.keys())
 
     def is_closed(self, key: GroupKey) -> bool:
@@ -281,6 +287,13 @@ class GroupAssembler:
                     WantedMember(group_index=key.group_index, member_index=member, replacement=replacement)
                 )
         return wanted
+
+    def _take(self, trajectory: Trajectory, group: ArrivingGroup) -> None:
+        replaced = group.members.get(trajectory.member_index)
+        grown = trajectory_bytes(trajectory) - (trajectory_bytes(replaced) if replaced else 0)
+        group.members[trajectory.member_index] = trajectory
+        group.size_bytes += grown
+        self.size_bytes += grown
 
     def _refusal(self, trajectory: Trajectory, group: ArrivingGroup) -> Arrival | None:
         """Why the record does not count; None if it does."""

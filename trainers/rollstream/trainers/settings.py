@@ -44,6 +44,9 @@ class TrainerSettings(BaseModel):
     """Whether a member without a reward is not trainable. False: the trainer scores by itself."""
     drop_zero_variance: bool = False
     """Drop groups whose trainable members all have the same reward: group-relative advantages are zero there."""
+    buffer_bytes: int = Field(default=2 * 1024**3, ge=1)
+    """Memory for open and ready groups. When it is full, no batch is held back any longer; while too few groups for one
+    are complete, records are read one at a time."""
     group_deadline_s: float = Field(default=1800.0, gt=0)
     """A group that is not complete this long after it is known closes with the members that are there."""
     timeout_s: float = Field(default=3600.0, gt=0)
@@ -78,6 +81,7 @@ class StreamOptions(TypedDict, total=False):
     max_sample_tokens: int | None
     needs_reward: bool
     drop_zero_variance: bool
+    buffer_bytes: int
     group_deadline_s: float
     timeout_s: float
     max_batches: int | None

@@ -40,7 +40,7 @@ from rollstream.trainers.policies import (
 from rollstream.trainers.retention_watch import RecordSizes, RetentionWatch, Standing
 from rollstream.trainers.settings import StreamOptions, kafka_settings, trainer_settings
 from rollstream.trainers.stream_state import PublishedPolicy, StreamState, StreamStats
-from rollstream.trainers.trajectory_log import TrajectoryLog, made_anew
+from rollstream.trainers.trajectory_log import FETCH_RECORDS, TrajectoryLog, made_anew
 from rollstream.trainers.waiting import explain_wait
 from rollstream.transport.control import ControlFollower
 from rollstream.transport.dead_letters import DeadLetterOffice
@@ -104,6 +104,7 @@ class AsyncTrajectoryStream:
         self._restored: StreamState | None = None
         self._has_begun = False
         self._fetched: deque[Record] = deque()
+        self._has_warned_of_full_buffer = False
         self._followed_start: int | None = None
         self._heard: dict[str, ProducerProgress] = {}
         self._marks: dict[int, int] = {}
@@ -346,7 +347,7 @@ class AsyncTrajectoryStream:
     async def _take_in(self) -> None:
         """Add records until there may be a batch, or it is someone else's turn."""
         if not self._fetched:
-            self._fetched.extend(await self._log.fetch(timeout_s=FETCH_WAIT_S))
+            self._fetched.extend(await self._log.fetch(timeout_s=FETCH_WAIT_S, max_records=self._records_to_fetch()))
         if not self._fetched:
             await self._expire()
             return
@@ -356,6 +357,23 @@ class AsyncTrajectoryStream:
             if not self._former.is_settled:
                 return
         await asyncio.sleep(0)
+
+    def _records_to_fetch(self) -> int:
+        """With a full buffer one at a time: only further members can complete a batch."""
+        if not self._former.is_full:
+            return FETCH_RECORDS
+        if not self._has_warned_of_full_buffer:
+            self._has_warned_of_full_buffer = True
+            stats = self._former.stats()
+            logger.warning(
+                "buffer_bytes (%d) are full with %d ready and %d open groups, and a batch needs %d: the trainer reads "
+                "on until there is one; raise buffer_bytes, or lower groups_per_batch or pipeline_depth",
+                self.settings.buffer_bytes,
+                stats.groups_ready,
+                stats.groups_open,
+                self.settings.groups_per_batch,
+            )
+        return 1
 
     async def _add(self, record: Record) -> None:
         if self._restored is not None and self._restored.is_of_other_log(

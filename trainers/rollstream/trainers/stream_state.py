@@ -51,6 +51,7 @@ class Counts(msgspec.Struct, kw_only=True):
     members_excluded: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     members_missing: int = 0
     batches_held: int = 0
+    holds_given_up: int = 0
     max_staleness: int = 0
     staleness_sum: int = 0
 
@@ -177,12 +178,14 @@ class StreamStats:
         replacements: trajectories that took the place of a failed or missing member.
         unneeded: replacements of members that had become trainable meanwhile.
         members_excluded: members of closed groups that were set aside, by reason.
-        members_missing: members of closed groups that had not arrived.
+        members_missing: members that had not arrived when their group was closed; without those of lost groups.
         batches_held: batches that were held back for slow groups.
+        holds_given_up: those among them that were let go because ``buffer_bytes`` were full.
         max_staleness: greatest age of a delivered trajectory, in policy versions.
         mean_staleness: mean over delivered trajectories; 0.0 while there is none.
         groups_open: groups that wait for members now.
         groups_ready: complete groups that wait for a batch now.
+        buffered_bytes: memory of both, estimated.
         drops: dropped groups by reason, all of them.
         retention_left: share of the retention of `trajectories` that is left to the oldest record still needed, by the
             trainer or by its newest checkpoint, 0.0 … 1.0; None: nothing is at stake, or it is not known yet.
@@ -209,10 +212,12 @@ class StreamStats:
     members_excluded: Mapping[str, int]
     members_missing: int
     batches_held: int
+    holds_given_up: int
     max_staleness: int
     mean_staleness: float
     groups_open: int
     groups_ready: int
+    buffered_bytes: int
     version: int
     lineage: int
     emit_limit: int
