@@ -30,6 +30,7 @@ def synthetic(
     lineage: int = 0,
     is_failed: bool = False,
     is_train: bool = True,
+    replacement: int = 0,
     worker_id: str = "w",
 ) -> Trajectory:
     """One terminal trajectory; without ``lineage`` it is of the model as it came."""
@@ -43,7 +44,7 @@ def synthetic(
     )
     return Trajectory(
         run_id=run_id,
-        trajectory_id=ids.trajectory_id(run_id, group_index, member_index),
+        trajectory_id=ids.trajectory_id(run_id, group_index, member_index, replacement),
         group_id=ids.group_id(run_id, group_index),
         group_index=group_index,
         group_size=group_size,
@@ -57,6 +58,7 @@ def synthetic(
         lineage=0 if is_failed else lineage,
         policy_version_min=0 if is_failed else version,
         policy_version_max=0 if is_failed else version,
+        replacement=replacement,
         worker_id=worker_id,
     )
 

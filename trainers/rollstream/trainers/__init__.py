@@ -4,6 +4,8 @@ from rollstream.trainers.advantages import ADVANTAGES, Estimator, batch_advantag
 from rollstream.trainers.batches import PaddedBatch, TrainingBatch, TrajectoryGroup
 from rollstream.trainers.dealing import Share, deal
 from rollstream.trainers.packing import PackedBatch, PackedRow
+from rollstream.trainers.replay import AsyncTrajectoryReplay, TrajectoryReplay
+from rollstream.trainers.seeking import FromPolicy
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.trainers.stream import AsyncTrajectoryStream
 from rollstream.trainers.stream_state import StreamStats
@@ -11,8 +13,10 @@ from rollstream.trainers.sync_stream import TrajectoryStream
 
 __all__ = [
     "ADVANTAGES",
+    "AsyncTrajectoryReplay",
     "AsyncTrajectoryStream",
     "Estimator",
+    "FromPolicy",
     "PackedBatch",
     "PackedRow",
     "PaddedBatch",
@@ -21,6 +25,7 @@ __all__ = [
     "TrainerSettings",
     "TrainingBatch",
     "TrajectoryGroup",
+    "TrajectoryReplay",
     "TrajectoryStream",
     "batch_advantages",
     "deal",

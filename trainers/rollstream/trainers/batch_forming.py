@@ -22,7 +22,7 @@ from rollstream.trainers.holding import AwaitedGroup, held_for
 from rollstream.trainers.intervals import IntervalSet
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.trainers.staleness import BASE_LINEAGE, Ancestry, staleness
-from rollstream.trainers.stream_state import Counts, PublishedPolicy, StreamState, StreamStats
+from rollstream.trainers.stream_state import Counts, PassedOver, PublishedPolicy, StreamState, StreamStats
 
 
 class BatchFormer:
@@ -57,8 +57,10 @@ class BatchFormer:
         self._delivered_at = self._version
         """The version at which the newest batch was delivered."""
         self._emission = EmissionHistory(state.limit_marks, state.heard_marks) if state else EmissionHistory()
+        self._passed_over = state.passed_over if state else None
         self._held_for: list[AwaitedGroup] = []
         self._is_hold_counted = False
+        self._is_at_end = False
         self._last_versions: dict[GroupKey, tuple[int, float]] = {}
         """Of open groups: members looked at, and the last version at which the oldest of them can be delivered."""
         self._groups_finished = self._counts.groups_consumed
@@ -103,6 +105,10 @@ class BatchFormer:
     def begin_at(self, offsets: Mapping[int, int]) -> None:
         """Say where partitions without a position begin."""
         self._read_to = {**offsets, **self._read_to}
+
+    def pass_over(self, passed_over: PassedOver) -> None:
+        """Reading begins behind some groups."""
+        self._passed_over = passed_over
 
     def open_lineage(self, lineage: int, *, is_restored: bool) -> None:
         """The trainer has started: its versions are of this lineage from now on."""
@@ -200,6 +206,12 @@ class BatchFormer:
         self._counts.count_drop("lost", sum(is_train for _, is_train in lost))
         self._is_settled = False
 
+    def end(self) -> None:
+        """The log ends here: groups are as complete as they will be, and the last batch may be smaller."""
+        self._groups.end_waiting()
+        self._is_at_end = True
+        self._is_settled = False
+
     def take_evaluations(self) -> list[TrajectoryGroup]:
         """Complete groups of evaluation tasks, each once. They take no place and have no age limit."""
         groups = [group for group in self._groups.ready() if not group.is_train]
@@ -217,11 +229,12 @@ class BatchFormer:
         if self.is_settled:
             return None
         self._is_settled = True
+        self._skip_passed_over()
         candidates = self._drop_and_sort()
         self._note_limit()
         self._held_for = []
         wanted = self._settings.groups_per_batch
-        if self.has_ended or not candidates or (len(candidates) < wanted and not self._groups.is_exhausted()):
+        if self.has_ended or not candidates or (len(candidates) < wanted and not self._is_exhausted):
             return None
         self._held_for = self._to_wait_for(candidates[:wanted])
         if self._held_for:
@@ -247,7 +260,7 @@ class BatchFormer:
         limit = self._settings.max_batches
         if limit is not None and self._counts.batches >= limit:
             return True
-        if not self._groups.is_exhausted() or any(group.is_train for group in self._groups.ready()):
+        if not self._is_exhausted or any(group.is_train for group in self._groups.ready()):
             return False
         return not (self._awaits_evaluations and self._groups.awaits_evaluations())
 
@@ -269,6 +282,10 @@ class BatchFormer:
     def wanted(self) -> dict[str, list[WantedMember]]:
         """Replacements that open groups wait for, by run."""
         return self._groups.wanted()
+
+    @property
+    def _is_exhausted(self) -> bool:
+        return self._is_at_end or self._groups.is_exhausted()
 
     @property
     def emit_limit(self) -> int:
@@ -298,6 +315,7 @@ class BatchFormer:
             version_step=self._version_step,
             limit_marks=self._emission.limits(),
             heard_marks=self._emission.heard(),
+            passed_over=self._passed_over,
         )
 
     def stats(self) -> StreamStats:
@@ -329,6 +347,15 @@ class BatchFormer:
     def _advance(self, partition: int, offset: int) -> bool:
         self._read_to[partition] = offset + 1
         return self.is_new(partition, offset)
+
+    def _skip_passed_over(self) -> None:
+        over = self._passed_over
+        if over is None or any(self._read_to.get(partition, 0) < end for partition, end in over.ends.items()):
+            return
+        for run_id, emitted in over.emitted.items():
+            if not self._is_of_other_run(run_id):
+                self._counts.count_drop("skipped", self._groups.close_unmet(run_id, emitted))
+        self._passed_over = None
 
     def _drop_and_sort(self) -> list[TrajectoryGroup]:
         for arriving in [group for group in self._groups.ready() if group.is_train]:

@@ -212,6 +212,12 @@ class GroupAssembler:
         """Groups that wait for members, in order of their first record."""
         return self._open.values()
 
+    def end_waiting(self) -> None:
+        """Nothing more will come: every open group is ready as it is."""
+        for group in list(self._open.values()):
+            group.is_overdue = True
+            self._ready[group.key] = self._open.pop(group.key)
+
     def close(self, key: GroupKey) -> None:
         """The ready group is trained on or dropped, for good."""
         group = self._ready.pop(key)
@@ -239,6 +245,19 @@ class GroupAssembler:
             for index in self._closed.get(run_id, IntervalSet()).missing(0, min(run.groups_emitted, allowed(run_id)))
             if (key := GroupKey(run_id, index)) not in self._ready and key not in self._open
         }
+
+    def close_unmet(self, run_id: str, emitted: int) -> int:
+        """Close the first ``emitted`` groups of a known run as far as nothing of them is here; how many train."""
+        run = self._runs.get(run_id)
+        if run is None:
+            return 0
+        closed = 0
+        for index in self._closed.setdefault(run_id, IntervalSet()).missing(0, emitted):
+            key = GroupKey(run_id, index)
+            if key not in self._open and key not in self._ready:
+                self._close(key, frozenset(range(run.group_size)))
+                closed += run.is_train
+        return closed
 
     def lowest_unclosed(self) -> dict[str, int]:
         """Per run that is known, the first group that is not closed."""

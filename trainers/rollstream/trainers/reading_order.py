@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 READ_AHEAD_BYTES = 8 * 1024 * 1024
-"""Of one partition, while another is waited for."""
+"""Of one partition, while another is waited for: more would not make reading faster."""
 
 
 class Placed(Protocol):
@@ -40,7 +40,10 @@ R = TypeVar("R", bound=Placed)
 class ReadingOrder(Generic[R]):
     """Records that were fetched and not taken. Those of one partition are put in the order of their offsets."""
 
-    def __init__(self, partitions: Iterable[int]) -> None:
+    def __init__(self, partitions: Iterable[int], read_ahead_bytes: int | None = None) -> None:
+        """``read_ahead_bytes``: of one partition, if less than ``READ_AHEAD_BYTES``; one fetch may go beyond it."""
+        wanted = READ_AHEAD_BYTES if read_ahead_bytes is None else read_ahead_bytes
+        self._read_ahead_bytes = max(1, min(wanted, READ_AHEAD_BYTES))
         self._queues: dict[int, deque[R]] = {partition: deque() for partition in sorted(partitions)}
         self._size_bytes = dict.fromkeys(self._queues, 0)
 
@@ -55,7 +58,7 @@ class ReadingOrder(Generic[R]):
 
     def wanted(self) -> set[int]:
         """Partitions of which more may be fetched."""
-        return {partition for partition, size_bytes in self._size_bytes.items() if size_bytes < READ_AHEAD_BYTES}
+        return {partition for partition, size_bytes in self._size_bytes.items() if size_bytes < self._read_ahead_bytes}
 
     def take(self, awaited: Iterable[int], max_records: int) -> list[R]:
         """The next records; none beyond the point where an awaited partition has nothing here."""

@@ -38,8 +38,9 @@ from rollstream.trainers.policies import (
     publish_policy,
 )
 from rollstream.trainers.retention_watch import RecordSizes, RetentionWatch, Standing
+from rollstream.trainers.seeking import SeekTarget, find_offsets
 from rollstream.trainers.settings import StreamOptions, kafka_settings, trainer_settings
-from rollstream.trainers.stream_state import PublishedPolicy, StreamState, StreamStats
+from rollstream.trainers.stream_state import PassedOver, PublishedPolicy, StreamState, StreamStats
 from rollstream.trainers.trajectory_log import FETCH_RECORDS, TrajectoryLog, made_anew
 from rollstream.trainers.waiting import explain_wait
 from rollstream.transport.control import ControlFollower
@@ -93,6 +94,7 @@ class AsyncTrajectoryStream:
         self._log = TrajectoryLog(
             self._kafka,
             topic=self.settings.topic,
+            read_ahead_bytes=self.settings.buffer_bytes // 4,
             group_id=f"{self._kafka.prefix}trainer.{self.settings.trainer_id}",
         )
         self._publisher = Publisher(self._kafka, profile="durable")
@@ -102,6 +104,7 @@ class AsyncTrajectoryStream:
         self._announcements = Announcements(self._publisher, self._control, self.settings.trainer_id)
         self._former = self._new_former(None)
         self._restored: StreamState | None = None
+        self._sought: Mapping[int, int] | None = None
         self._has_begun = False
         self._fetched: deque[Record] = deque()
         self._has_warned_of_full_buffer = False
@@ -250,10 +253,32 @@ class AsyncTrajectoryStream:
         """
         if self._has_begun:
             raise SettingsError("load_state_dict() after the first batch or policy: call it right after opening")
+        if self._sought is not None:
+            raise SettingsError(
+                "load_state_dict() after seek(): a checkpoint says itself where to go on, leave out one"
+            )
         self._restored = StreamState.from_dict(state, topic=self._log.topic, run_id=self.settings.run_id)
         self._former = self._new_former(self._restored)
         self._marks = dict(self._restored.marks)
         self._saved_positions, self._saved_policy = self._restored.positions, self._restored.policy
+
+    async def seek(self, to: SeekTarget) -> None:
+        """Begin elsewhere than at the earliest record; before the first batch and the first policy. See ``SeekTarget``.
+
+        Groups that were emitted by now and have no record from there to the present end are passed over: counted as
+        ``skipped``, with their places given back. Of groups that the position cuts in two, the deadline decides.
+
+        Raises:
+            SettingsError: it is too late, a checkpoint was loaded, or the topic has no such place.
+            TransientError: the broker does not answer.
+        """
+        if self._has_begun:
+            raise SettingsError("seek() after the first batch or policy: call it right after opening")
+        if self._restored is not None:
+            raise SettingsError(
+                "seek() after load_state_dict(): a checkpoint says itself where to go on, leave out one"
+            )
+        self._sought = await find_offsets(self._log, to, run_id=self.settings.run_id)
 
     async def commit(self) -> None:
         """Show the present positions as offsets of the consumer group; for dashboards, nothing starts from them."""
@@ -293,6 +318,11 @@ class AsyncTrajectoryStream:
         restored, beginnings = self._restored, await self._log.beginning_offsets()
         if restored is not None:
             starts = await self._log.seek(restored.starts(beginnings), read_before=restored.read_to)
+        elif self._sought is not None:
+            starts = await self._log.seek(self._sought)
+            if starts != beginnings:
+                emitted = {p.run_id: p.groups_emitted for p in self._control.all(ProducerProgress).values()}
+                self._former.pass_over(PassedOver(ends=await self._log.end_offsets(), emitted=emitted))
         else:
             starts = await self._log.seek({})
             cut = {partition: offset for partition, offset in starts.items() if offset > 0}
@@ -346,6 +376,7 @@ class AsyncTrajectoryStream:
 
     async def _take_in(self) -> None:
         """Add records until there may be a batch, or it is someone else's turn."""
+        self._warn_of_full_buffer()
         if not self._fetched:
             self._fetched.extend(await self._log.fetch(timeout_s=FETCH_WAIT_S, max_records=self._records_to_fetch()))
         if not self._fetched:
@@ -360,20 +391,21 @@ class AsyncTrajectoryStream:
 
     def _records_to_fetch(self) -> int:
         """With a full buffer one at a time: only further members can complete a batch."""
-        if not self._former.is_full:
-            return FETCH_RECORDS
-        if not self._has_warned_of_full_buffer:
-            self._has_warned_of_full_buffer = True
-            stats = self._former.stats()
-            logger.warning(
-                "buffer_bytes (%d) are full with %d ready and %d open groups, and a batch needs %d: the trainer reads "
-                "on until there is one; raise buffer_bytes, or lower groups_per_batch or pipeline_depth",
-                self.settings.buffer_bytes,
-                stats.groups_ready,
-                stats.groups_open,
-                self.settings.groups_per_batch,
-            )
-        return 1
+        return 1 if self._former.is_full else FETCH_RECORDS
+
+    def _warn_of_full_buffer(self) -> None:
+        if self._has_warned_of_full_buffer or not self._former.is_full:
+            return
+        self._has_warned_of_full_buffer = True
+        stats = self._former.stats()
+        logger.warning(
+            "buffer_bytes (%d) are full with %d ready and %d open groups, and a batch needs %d: the trainer reads on "
+            "until there is one; raise buffer_bytes, or lower groups_per_batch or pipeline_depth",
+            self.settings.buffer_bytes,
+            stats.groups_ready,
+            stats.groups_open,
+            self.settings.groups_per_batch,
+        )
 
     async def _add(self, record: Record) -> None:
         if self._restored is not None and self._restored.is_of_other_log(

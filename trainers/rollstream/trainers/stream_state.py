@@ -12,7 +12,7 @@ from rollstream.schemas.errors import SettingsError
 
 FORMAT = 1
 
-Drop = Literal["failed", "partial", "truncated", "overlong", "stale", "zero_variance", "lost"]
+Drop = Literal["failed", "partial", "truncated", "overlong", "stale", "zero_variance", "lost", "skipped"]
 """Why a training group is closed and not trained on."""
 
 DROP_COUNTERS: Final[Mapping[Drop, str]] = {
@@ -23,6 +23,7 @@ DROP_COUNTERS: Final[Mapping[Drop, str]] = {
     "stale": "stale_dropped",
     "zero_variance": "zero_variance_dropped",
     "lost": "lost",
+    "skipped": "skipped",
 }
 """Names in ``Counts`` and ``StreamStats``."""
 
@@ -46,6 +47,7 @@ class Counts(msgspec.Struct, kw_only=True):
     overlong_dropped: int = 0
     zero_variance_dropped: int = 0
     lost: int = 0
+    skipped: int = 0
     replacements: int = 0
     unneeded: int = 0
     members_excluded: dict[str, int] = msgspec.field(default_factory=dict[str, int])
@@ -81,6 +83,15 @@ class PublishedPolicy(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["full", "lora"] = "full"
 
 
+class PassedOver(msgspec.Struct, frozen=True, kw_only=True):
+    """Groups that lie before the place where reading began: emitted then, and not met until all was read as of then."""
+
+    ends: dict[int, int]
+    """Per partition, the end then."""
+    emitted: dict[str, int]
+    """Per run, the groups emitted then."""
+
+
 class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     """One checkpoint.
 
@@ -95,6 +106,7 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
         version_step: by how much the last batch raised the version.
         limit_marks: (groups that might be emitted, version from which on) of what open groups still need.
         heard_marks: per run, (groups heard to be emitted, version then).
+        passed_over: what a ``seek`` leaves out, while that is not settled.
     """
 
     topic: str
@@ -111,6 +123,7 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     version_step: int = 1
     limit_marks: list[tuple[int, int]] = msgspec.field(default_factory=list[tuple[int, int]])
     heard_marks: dict[str, list[tuple[int, int]]] = msgspec.field(default_factory=dict[str, list[tuple[int, int]]])
+    passed_over: PassedOver | None = None
     format: int = FORMAT
 
     def starts(self, beginnings: Mapping[int, int]) -> dict[int, int]:
@@ -175,6 +188,7 @@ class StreamStats:
         overlong_dropped: groups with too few members within ``max_sample_tokens``.
         zero_variance_dropped: groups whose members all had the same reward.
         lost: groups of which nothing arrived before their deadline.
+        skipped: groups that ``seek`` passed over.
         replacements: trajectories that took the place of a failed or missing member.
         unneeded: replacements of members that had become trainable meanwhile.
         members_excluded: members of closed groups that were set aside, by reason.
@@ -207,6 +221,7 @@ class StreamStats:
     overlong_dropped: int
     zero_variance_dropped: int
     lost: int
+    skipped: int
     replacements: int
     unneeded: int
     members_excluded: Mapping[str, int]

@@ -5,24 +5,21 @@ Fetching goes on while the training loop computes. One thread uses the stream at
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections import deque
-from collections.abc import Coroutine, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
-from rollstream.schemas.errors import SettingsError
 from rollstream.trainers.batches import TrainingBatch, TrajectoryGroup
+from rollstream.trainers.loop_thread import LoopThread
+from rollstream.trainers.seeking import SeekTarget
 from rollstream.trainers.settings import StreamOptions
 from rollstream.trainers.stream import AsyncTrajectoryStream, OnEvaluation
 from rollstream.trainers.stream_state import StreamStats
 from rollstream.transport.settings import KafkaSettings
 
-T = TypeVar("T")
+_USAGE = "the trajectory stream is not open: use it inside `with TrajectoryStream(…) as stream:`"
 
 
 class TrajectoryStream:
@@ -41,38 +38,17 @@ class TrajectoryStream:
         self._evaluations: deque[TrajectoryGroup] = deque()
         on_loop = self._evaluations.append if on_evaluation is not None else None
         self._stream = AsyncTrajectoryStream(kafka, prefix=prefix, on_evaluation=on_loop, **options)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._opened: Future[None] = Future()
-        self._close: asyncio.Event | None = None
-        self._owner: Future[None] | None = None
+        self._thread = LoopThread(self._stream, usage=_USAGE)
+        self._call = self._thread.call
 
     def __enter__(self) -> TrajectoryStream:
-        loop = self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=loop.run_forever, name="rollstream-trajectories", daemon=True)
-        self._thread.start()
-        self._owner = asyncio.run_coroutine_threadsafe(self._own_stream(), loop)
-        try:
-            self._opened.result()
-        except BaseException:
-            self._owner.cancel()
-            with suppress(BaseException):
-                self._owner.result()
-            self._stop_loop()
-            raise
+        self._thread.open()
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        assert self._close is not None
-        assert self._owner is not None
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(self._close.set)
-            self._owner.result()
-        finally:
-            self._stop_loop()
+        self._thread.close()
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         return self
@@ -108,6 +84,10 @@ class TrajectoryStream:
         """Go on from a checkpoint; see ``AsyncTrajectoryStream.load_state_dict``."""
         self._stream.load_state_dict(state)
 
+    def seek(self, to: SeekTarget) -> None:
+        """Begin elsewhere than at the earliest record; see ``AsyncTrajectoryStream.seek``."""
+        self._call(self._stream.seek(to))
+
     def commit(self) -> None:
         """Show the present positions as the consumer group's offsets; for dashboards only."""
         self._call(self._stream.commit())
@@ -118,37 +98,3 @@ class TrajectoryStream:
 
     async def _next(self) -> TrainingBatch | None:
         return await anext(self._stream, None)
-
-    async def _own_stream(self) -> None:
-        """Opens and closes the stream in one task, as its background work demands."""
-        self._close = asyncio.Event()
-        try:
-            async with self._stream:
-                self._opened.set_result(None)
-                await self._close.wait()
-        except BaseException as error:
-            if not self._opened.done():
-                self._opened.set_exception(error)
-            raise
-
-    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self._loop is None or self._owner is None or self._owner.done():
-            coroutine.close()
-            if self._owner is not None:
-                self._owner.result()
-            raise SettingsError(
-                "the trajectory stream is not open: use it inside `with TrajectoryStream(…) as stream:`"
-            )
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def _stop_loop(self) -> None:
-        assert self._loop is not None
-        assert self._thread is not None
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()

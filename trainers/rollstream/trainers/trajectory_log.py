@@ -40,8 +40,16 @@ FETCH_RECORDS = 256
 class TrajectoryLog:
     """An async context manager. Call ``seek`` once before the first ``fetch``."""
 
-    def __init__(self, kafka: KafkaSettings, *, topic: str = "trajectories", group_id: str | None = None) -> None:
-        """``topic``: its short name."""
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        *,
+        topic: str = "trajectories",
+        group_id: str | None = None,
+        read_ahead_bytes: int | None = None,
+    ) -> None:
+        """``topic``: its short name. ``read_ahead_bytes``: of all partitions together; None: as much as is useful."""
+        self._read_ahead_bytes = read_ahead_bytes
         self.topic = kafka.topic(topic)
         self._kafka = kafka
         self._group_id = group_id
@@ -105,7 +113,8 @@ class TrajectoryLog:
         start = {**beginnings, **positions}
         self._started.assign(self._partitions)
         self._next, self._ends = dict(start), ends
-        self._order, self._awaited_since, self._lost = ReadingOrder(start), {}, None
+        ahead_bytes = None if self._read_ahead_bytes is None else self._read_ahead_bytes // len(start)
+        self._order, self._awaited_since, self._lost = ReadingOrder(start, ahead_bytes), {}, None
         self._go_back()
         return start
 
