@@ -63,7 +63,7 @@ class Endpoint:
         Raises:
             TransientError: the service cannot be had now.
             DataError: it refuses this request (4xx), or its answer is no JSON.
-            SettingsError: address or key are wrong (401, 403, 404, 405).
+            SettingsError: address or key are wrong (401, 403, 404, 405, a redirection).
         """
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self._tries),
@@ -84,8 +84,10 @@ class Endpoint:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         try:
-            async with self._session.post(self._url, data=body, headers=headers, timeout=self._timeout) as response:
-                content = await response.content.read(MAX_ANSWER_BYTES)
+            async with self._session.post(
+                self._url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
+            ) as response:
+                content = await self._read(response)
                 status, retry_after = response.status, response.headers.get("Retry-After")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             metrics.REQUESTS.labels(self._host, "no answer").inc()
@@ -98,11 +100,19 @@ class Endpoint:
         except msgspec.DecodeError as error:
             raise DataError(f"{self._host} answered what is no JSON: {self._shown(content)}") from error
 
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        content = bytearray()
+        async for part in response.content.iter_any():
+            content += part
+            if len(content) > MAX_ANSWER_BYTES:
+                raise DataError(f"{self._host} answered more than {MAX_ANSWER_BYTES} bytes")
+        return bytes(content)
+
     def _refusal(self, status: int, content: bytes, retry_after: str | None) -> Exception:
         text = f"{self._host} answered {status}: {self._shown(content)}"
         if status >= 500 or status in MAY_PASS:
             return _UnavailableError(text, seconds(retry_after))
-        if status in MISCONFIGURED:
+        if status in MISCONFIGURED or 300 <= status < 400:
             return SettingsError(f"{text}; check url, model and key_variable of the scorer")
         return DataError(text)
 

@@ -57,8 +57,13 @@ class GroupCollector(Generic[P]):
         self._groups: dict[str, _Waiting[P]] = {}
 
     def add(self, held: Held[P], now_s: float) -> Bundle[P] | None:
-        """Take a member on; the bundle if its group is complete now. ``now_s`` of any clock that never goes back."""
+        """Take a member on; the bundle if its group is complete now. ``now_s`` of any clock that never goes back.
+
+        A replacement whose group has gone on without it is a bundle of its own at once: nobody else will come.
+        """
         trajectory = held.trajectory
+        if trajectory.replacement > 0 and trajectory.group_id not in self._groups:
+            return Bundle((held,), is_complete=False)
         group = self._groups.setdefault(trajectory.group_id, _Waiting(now_s, trajectory.group_size))
         if trajectory.trajectory_id in group.members:
             group.copies.append(held)

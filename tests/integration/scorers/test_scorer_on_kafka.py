@@ -146,6 +146,18 @@ async def test_a_judge_of_no_use_costs_the_reward_and_closes_the_group(
     assert done.samples[0].response_ids.tolist() == before.samples[0].response_ids.tolist()
 
 
+async def test_a_long_answer_is_read_to_its_end(
+    make: Make, send: Send, running: Running, scored: Scored, judge: Any, say: Say
+) -> None:
+    async def verbose(question: str) -> web.Response:
+        return say("hm " * 200_000 + "Score: 10")
+
+    judge.answer = verbose
+    await send([make(0, 0)])
+    async with running():
+        assert [each.reward for each in await scored(1)] == [1.0]
+
+
 async def test_votes_are_averaged_and_those_that_say_nothing_are_left_out(
     make: Make, send: Send, running: Running, scored: Scored, judge: Any, say: Say
 ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollstream.schemas import ids
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.scorers.group_collection import GroupCollector, Held
 
@@ -50,6 +51,21 @@ def test_at_its_deadline_a_group_is_taken_as_it_is_and_a_late_member_is_a_group_
     assert [held.place for held in due.members] == [1]
     groups.add(Held(make(0, 1), 3), 11.0)
     assert [[held.place for held in late.members] for late in groups.overdue(21.0)] == [[2], [3]]
+
+
+def test_a_replacement_joins_its_group_or_finds_it_gone_and_waits_for_nobody(make: Make) -> None:
+    groups = collector()
+    replacement = make(0, 1, replacement=1, trajectory_id=ids.trajectory_id("r", 0, 1, 1))
+    groups.add(Held(make(0, 0), 1), 0.0)
+    groups.add(Held(make(0, 1, status="failed"), 2), 0.0)
+    assert groups.add(Held(replacement, 3), 0.0) is None
+    whole = groups.add(Held(make(0, 2), 4), 0.0)
+    assert whole is not None
+    assert [held.place for held in whole.members] == [1, 2, 3, 4]
+
+    alone = groups.add(Held(replacement, 5), 0.0)
+    assert alone is not None
+    assert ([held.place for held in alone.members], alone.is_complete) == ([5], False)
 
 
 def test_without_room_the_group_that_waited_longest_goes_first(make: Make) -> None:

@@ -28,6 +28,7 @@ def explained(
     lag_records: int | None = 3,
     wanted: dict[int, int] | None = None,
     held_for: tuple[AwaitedGroup, ...] = (),
+    needs_scorers: bool = False,
 ) -> str:
     groups = [
         ArrivingGroup(GroupKey("run", index), "g", 2, True, known_since_s=0, wanted=wanted or {})
@@ -43,6 +44,7 @@ def explained(
         producers=producers,
         workers=workers,
         now_s=100.0,
+        needs_scorers=needs_scorers,
     )
 
 
@@ -71,6 +73,13 @@ def test_workers_that_fell_silent_are_not_alive() -> None:
     assert "no rollout worker is alive (1 fell silent)" in explained(workers=(worker("a", updated_at=80),))
     alive = (worker("a", updated_at=80), worker("b", updated_at=99, running=5))
     assert "1 rollout workers are alive with 5 running episodes" in explained(workers=alive)
+
+
+def test_who_reads_scored_trajectories_hears_of_scorers() -> None:
+    scorer = WorkerStatus(worker_id="s", role="scorer", state="running", updated_at=99.0, stats={"held": 7.0})
+    assert "scorer" not in explained(workers=(scorer,))
+    assert "no scorer is alive (0 fell silent): `rollstream scorer`" in explained(needs_scorers=True)
+    assert "1 scorers are alive and hold 7 trajectories" in explained(workers=(scorer,), needs_scorers=True)
 
 
 def test_a_batch_that_is_held_back_says_for_whom() -> None:

@@ -460,4 +460,5 @@ class AsyncTrajectoryStream:
             producers=followed,
             workers=self._control.all(WorkerStatus).values(),
             now_s=time.time(),
+            needs_scorers=self.settings.topic != "trajectories",
         )

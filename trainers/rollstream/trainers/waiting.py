@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rollstream.schemas.control import ProducerProgress, WorkerStatus
 from rollstream.trainers.groups import ArrivingGroup
@@ -22,8 +22,9 @@ def explain_wait(
     held_for: Sequence[AwaitedGroup] = (),
     lag_records: int | None,
     producers: Iterable[ProducerProgress],
-    workers: Iterable[WorkerStatus],
+    workers: Collection[WorkerStatus],
     now_s: float,
+    needs_scorers: bool = False,
 ) -> str:
     """What is there, what is missing, and who should have brought it; ``now_s`` in unix seconds."""
     parts = [
@@ -33,6 +34,7 @@ def explain_wait(
         "the broker does not answer" if lag_records is None else f"{lag_records} records in the topic are unread",
         _producers(list(producers), stats),
         _workers(list(workers), now_s),
+        *([_scorers(workers, now_s)] if needs_scorers else []),
     ]
     return "; ".join(parts)
 
@@ -76,8 +78,22 @@ def _producers(producers: list[ProducerProgress], stats: StreamStats) -> str:
 
 
 def _workers(workers: list[WorkerStatus], now_s: float) -> str:
-    rollout_workers = [worker for worker in workers if worker.role == "rollout-worker" and worker.state != "stopped"]
-    alive = [w for w in rollout_workers if now_s - w.updated_at <= PRESUMED_DEAD_INTERVALS * w.interval_s]
+    alive, silent = _alive(workers, "rollout-worker", now_s)
     if not alive:
-        return f"no rollout worker is alive ({len(rollout_workers)} fell silent)"
+        return f"no rollout worker is alive ({silent} fell silent)"
     return f"{len(alive)} rollout workers are alive with {sum(worker.running for worker in alive)} running episodes"
+
+
+def _scorers(workers: Iterable[WorkerStatus], now_s: float) -> str:
+    alive, silent = _alive(workers, "scorer", now_s)
+    if not alive:
+        return f"no scorer is alive ({silent} fell silent): `rollstream scorer` fills the topic that is read"
+    held = sum(worker.stats.get("held", 0.0) for worker in alive)
+    return f"{len(alive)} scorers are alive and hold {held:.0f} trajectories"
+
+
+def _alive(workers: Iterable[WorkerStatus], role: str, now_s: float) -> tuple[list[WorkerStatus], int]:
+    """Those that still beat, and how many have fallen silent."""
+    of_role = [worker for worker in workers if worker.role == role and worker.state != "stopped"]
+    alive = [worker for worker in of_role if now_s - worker.updated_at <= PRESUMED_DEAD_INTERVALS * worker.interval_s]
+    return alive, len(of_role) - len(alive)
