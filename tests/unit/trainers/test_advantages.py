@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -20,6 +20,9 @@ from rollstream.trainers import ADVANTAGES, Estimator, TrainingBatch, Trajectory
 from rollstream.trainers.advantages import group_advantages
 
 Make = Callable[..., Trajectory]
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine fails no property."""
 
 PEERS = Path(__file__).with_name("peer_advantages.py")
 OF_ONE_GROUP = sorted(name for name, estimator in ADVANTAGES.items() if not estimator.needs_batch)
@@ -31,6 +34,7 @@ batches = st.lists(st.lists(maybe_scored, min_size=0, max_size=6).map(np.array),
 
 
 @pytest.mark.parametrize("name", OF_ONE_GROUP)
+@unhurried
 @given(rewards=groups)
 def test_they_have_the_mean_zero_and_rank_members_as_rewards_do(name: str, rewards: NDArray[np.float64]) -> None:
     advantages = group_advantages(rewards, name)
@@ -41,11 +45,13 @@ def test_they_have_the_mean_zero_and_rank_members_as_rewards_do(name: str, rewar
 
 
 @pytest.mark.parametrize("name", OF_ONE_GROUP)
+@unhurried
 @given(rewards=groups, shift=st.integers(-1000, 1000))
 def test_a_constant_added_to_all_rewards_changes_nothing(name: str, rewards: NDArray[np.float64], shift: int) -> None:
     np.testing.assert_allclose(group_advantages(rewards + shift, name), group_advantages(rewards, name), atol=1e-6)
 
 
+@unhurried
 @given(rewards=groups, factor=st.sampled_from([0.25, 2.0, 64.0]))
 def test_a_scale_cancels_where_it_is_divided_by_the_deviation_and_passes_elsewhere(
     rewards: NDArray[np.float64], factor: float
@@ -59,6 +65,7 @@ def test_a_scale_cancels_where_it_is_divided_by_the_deviation_and_passes_elsewhe
         np.testing.assert_allclose(scaled, group_advantages(rewards, name) * factor, rtol=1e-6)
 
 
+@unhurried
 @given(rewards=groups)
 def test_leave_one_out_takes_off_the_mean_of_the_others(rewards: NDArray[np.float64]) -> None:
     others = [np.delete(rewards, place).mean() for place in range(len(rewards))]
@@ -70,6 +77,7 @@ def test_two_names_of_one_estimator_are_one() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
+@unhurried
 @given(batch=batches)
 def test_nothing_is_ever_nan_and_who_cannot_be_compared_gets_zero(name: str, batch: list[NDArray[np.float64]]) -> None:
     advantages = batch_advantages(batch, name)
@@ -83,6 +91,7 @@ def test_nothing_is_ever_nan_and_who_cannot_be_compared_gets_zero(name: str, bat
 
 
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
+@unhurried
 @given(batch=batches, place=st.integers(0, 5))
 def test_a_member_without_a_reward_might_as_well_be_away(
     name: str, batch: list[NDArray[np.float64]], place: int

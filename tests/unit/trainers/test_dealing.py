@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rollstream.schemas.errors import SettingsError
@@ -13,6 +13,9 @@ from rollstream.trainers import TrainingBatch, TrajectoryGroup, batch_advantages
 from rollstream.trainers.dealing import DealBy, deal
 
 Make = Callable[..., Trajectory]
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine fails no property."""
 
 sizes = st.lists(st.lists(st.integers(1, 30), min_size=0, max_size=5), max_size=8)
 """Tokens of the response of each member of each group."""
@@ -36,6 +39,7 @@ def keys(batch: TrainingBatch) -> list[tuple[int, int]]:
     return [(t.group_index, t.member_index) for t in batch.trajectories()]
 
 
+@unhurried
 @given(tokens=sizes, world_size=st.integers(1, 6), by=ways)
 def test_shares_hold_everything_once_in_the_order_of_the_batch(
     make_trajectory: Make, tokens: list[list[int]], world_size: int, by: DealBy
@@ -55,6 +59,7 @@ def test_shares_hold_everything_once_in_the_order_of_the_batch(
     assert deal(batch, world_size, by=by)[0].lengths == shares[0].lengths
 
 
+@unhurried
 @given(tokens=sizes, world_size=st.integers(1, 6))
 def test_by_group_the_members_of_a_prompt_stay_together(
     make_trajectory: Make, tokens: list[list[int]], world_size: int
@@ -64,6 +69,7 @@ def test_by_group_the_members_of_a_prompt_stay_together(
         assert all(len(group.trajectories) == len(tokens[group.group_index]) for group in share.batch.groups)
 
 
+@unhurried
 @given(tokens=sizes, world_size=st.integers(1, 6), by=ways)
 def test_no_rank_is_ahead_by_more_than_the_longest_piece(
     make_trajectory: Make, tokens: list[list[int]], world_size: int, by: DealBy
@@ -77,6 +83,7 @@ def test_no_rank_is_ahead_by_more_than_the_longest_piece(
     assert max(loads) - min(loads) <= max(pieces, default=0)
 
 
+@unhurried
 @given(tokens=sizes, world_size=st.integers(1, 6), by=ways, room=st.integers(33, 70))
 def test_every_rank_makes_the_same_number_of_steps(
     make_trajectory: Make, tokens: list[list[int]], world_size: int, by: DealBy, room: int
@@ -90,6 +97,7 @@ def test_every_rank_makes_the_same_number_of_steps(
 
 
 @pytest.mark.parametrize("estimator", ["grpo", "reinforce_plus_plus_baseline"])
+@unhurried
 @given(tokens=sizes, world_size=st.integers(1, 6), by=ways)
 def test_advantages_are_those_of_the_whole_batch(
     make_trajectory: Make, estimator: str, tokens: list[list[int]], world_size: int, by: DealBy

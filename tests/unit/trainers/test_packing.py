@@ -6,7 +6,7 @@ from math import ceil
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rollstream.schemas.errors import SettingsError
@@ -15,6 +15,9 @@ from rollstream.trainers import TrainingBatch, TrajectoryGroup
 from rollstream.trainers.packing import plan_rows
 
 Make = Callable[..., Trajectory]
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine fails no property."""
 
 lengths_of_samples = st.lists(st.integers(1, 40), max_size=40)
 
@@ -51,6 +54,7 @@ def batches(draw: st.DrawFn, make: Make) -> TrainingBatch:
     return TrainingBatch(0, 0, 0, tuple(groups))
 
 
+@unhurried
 @given(lengths=lengths_of_samples, room=st.integers(40, 90), min_rows=st.integers(0, 50))
 def test_every_sample_is_in_one_row_and_no_row_is_too_long(lengths: list[int], room: int, min_rows: int) -> None:
     rows = plan_rows(lengths, room, min_rows=min_rows)
@@ -61,6 +65,7 @@ def test_every_sample_is_in_one_row_and_no_row_is_too_long(lengths: list[int], r
     assert all(row == sorted(row) for row in rows)
 
 
+@unhurried
 @given(lengths=lengths_of_samples, room=st.integers(40, 90))
 def test_rows_are_no_more_than_first_fit_decreasing_may_need(lengths: list[int], room: int) -> None:
     fewest = ceil(sum(lengths) / room)
@@ -93,6 +98,7 @@ def test_no_room_at_all_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("min_rows", [0, 3, 100])
+@unhurried
 @given(data=st.data())
 def test_packed_samples_are_the_samples_and_what_padding_has_beside_them(
     make_trajectory: Make, min_rows: int, data: st.DataObject
