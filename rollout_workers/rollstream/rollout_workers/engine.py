@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from rollstream.schemas.errors import DataError, EngineError
+from rollstream.schemas.errors import DataError, EngineError, PolicyFilesError
 from rollstream.schemas.tasks import SamplingParams
 from rollstream.schemas.trajectories import VersionSpan
 
 FinishReason = Literal["stop", "length", "abort"]
+PolicyKind = Literal["full", "lora"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -37,6 +38,14 @@ class PolicyRef:
         return cls(int(lineage), int(version))
 
 
+AS_IT_CAME = PolicyRef()
+"""The model as the engine was started with it."""
+
+
+class PolicyChangedError(EngineError):
+    """Other weights than the pinned ones would have drawn tokens, or have: nothing of the generation counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """What one request sampled.
@@ -60,7 +69,17 @@ class Engine(Protocol):
 
     @property
     def policy(self) -> PolicyRef:
-        """The weights new tokens are drawn with."""
+        """The weights new tokens are drawn with; of an engine with adapters, those of new requests."""
+        ...
+
+    @property
+    def serves_adapters(self) -> bool:
+        """Whether policies are LoRA adapters, any number side by side, and not whole models, one at a time."""
+        ...
+
+    @property
+    def held_policies(self) -> frozenset[PolicyRef]:
+        """Whose files it needs beside those of ``policy``: adapters that are in use or held."""
         ...
 
     @property
@@ -81,11 +100,23 @@ class Engine(Protocol):
         *,
         max_tokens: int,
         stop_token_ids: Sequence[int],
+        policy: PolicyRef | None = None,
     ) -> Generation:
         """Sample until a stop token, ``max_tokens`` or the end of the context. Cancelling it aborts the request.
 
+        Whole models are exchanged between two tokens of a request; an adapter draws its requests to their end.
+
+        Args:
+            prompt_ids: all ids so far.
+            sampling: the distribution.
+            request_id: for ``abort`` and for logs; need not be unique.
+            max_tokens: at most so many are sampled.
+            stop_token_ids: ids that end the turn.
+            policy: the only weights that may draw its tokens; None: whatever the engine serves.
+
         Raises:
             DataError: the prompt is empty or leaves no room for a token.
+            PolicyChangedError: ``policy`` is not in the engine, or was exchanged meanwhile.
             EngineError: the engine failed; EngineDeadError if it will never answer again.
         """
         ...
@@ -94,13 +125,29 @@ class Engine(Protocol):
         """End a request early: its ``generate`` returns what it has as ``abort``. Unknown ids are ignored."""
         ...
 
-    async def update_weights(self, path: Path, policy: PolicyRef) -> None:
-        """Load the weights in the directory ``path``; running requests go on with them from their next token.
+    async def update_weights(self, path: Path | None, policy: PolicyRef, *, kind: PolicyKind = "full") -> None:
+        """Serve the weights in the directory ``path``; None: the model as it came.
+
+        A whole model is loaded between two tokens, and running requests go on with it; those pinned to another end
+        with PolicyChangedError. An adapter serves new requests only.
 
         Raises:
-            PolicyFilesError: the files do not fit; nothing was touched, the old weights serve on.
+            PolicyFilesError: the files do not fit, or are not of the kind it serves; the old weights serve on.
             EngineError: loading failed half-way; the engine is dead.
         """
+        ...
+
+    async def hold_adapter(self, path: Path, policy: PolicyRef) -> None:
+        """Keep an adapter in the engine for requests pinned to it, until it is released as often as it was held.
+
+        Raises:
+            PolicyFilesError: it does not fit, or the engine serves whole models.
+            EngineError: the engine has died.
+        """
+        ...
+
+    def release_adapter(self, policy: PolicyRef) -> None:
+        """The inverse of ``hold_adapter``; unknown ones are ignored. It leaves the engine when others come or go."""
         ...
 
     async def close(self) -> None:
@@ -160,3 +207,42 @@ def checked_generation(
             f"versions {spans}"
         )
     return Generation(ids, logprobs, finish_reason, spans)
+
+
+def check_pinned(generation: Generation, policy: PolicyRef | None, request_id: str) -> Generation:
+    """The generation, if nothing but ``policy`` drew its tokens.
+
+    Raises:
+        PolicyChangedError: something else did.
+    """
+    others = {PolicyRef(span.lineage, span.version) for span in generation.spans} - {policy}
+    if policy is not None and others:
+        raise policy_changed(policy, max(others), request_id)
+    return generation
+
+
+def policy_changed(policy: PolicyRef, serving: PolicyRef, request_id: str) -> PolicyChangedError:
+    """Of a request pinned to weights that no longer serve."""
+    return PolicyChangedError(
+        f"request {request_id!r} is pinned to policy {policy}, the engine serves {serving}: other episodes waited "
+        "longer than pin_hold_s; raise it, or give pinned episodes a smaller wall_clock_s"
+    )
+
+
+def check_kind(kind: PolicyKind, policy: PolicyRef, *, serves_adapters: bool) -> None:
+    """Nothing, if an engine of its kind can serve the policy.
+
+    Raises:
+        PolicyFilesError: it cannot.
+    """
+    if kind == "lora" and not serves_adapters:
+        raise PolicyFilesError(
+            f"policy {policy} is a LoRA adapter and this engine serves whole models: start the worker with "
+            "rollout_worker.engine.max_lora_rank of at least its rank"
+        )
+    if kind == "full" and serves_adapters and policy != AS_IT_CAME:
+        raise PolicyFilesError(
+            f"policy {policy} is a whole model and this engine serves LoRA adapters on the model it was started with, "
+            "which must not change under them: start the worker without rollout_worker.engine.max_lora_rank, or with "
+            "that model"
+        )

@@ -10,6 +10,9 @@ from rollstream.rollout_workers.engine import Engine
 from rollstream.rollout_workers.scripted_engine import LatencyProfile, ScriptedEngine, ScriptedFaults
 from rollstream.rollout_workers.scripts import load_script
 
+LoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
+"""Those vLLM has room for."""
+
 
 class VllmSettings(BaseModel):
     """vLLM in the worker's process. Left out, a value is what suits the machine: see each field."""
@@ -37,6 +40,10 @@ class VllmSettings(BaseModel):
     """Tokens per cache block; default: 32 on a CPU, vLLM's own on a GPU."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs one copy of the model is spread over."""
+    max_lora_rank: LoraRank | None = None
+    """Serve LoRA adapters of up to this rank on the model the engine is started with; default: whole models."""
+    max_adapters: int = Field(default=4, ge=2)
+    """Adapters in one batch; requests on a further one wait. Only with `max_lora_rank`."""
     engine_args: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Further arguments of vLLM's `AsyncEngineArgs`, by their names there."""
 
@@ -80,6 +87,8 @@ class ScriptedSettings(BaseModel):
     """Tokens (bytes) of prompt and response together."""
     max_num_seqs: int = Field(default=128, ge=1)
     """Requests that run at once; others wait."""
+    serves_adapters: bool = False
+    """Policies are LoRA adapters, side by side, and not whole models, one at a time."""
     latency: LatencyProfile = LatencyProfile()
     """How long generations take."""
     faults: ScriptedFaults = ScriptedFaults()
@@ -102,6 +111,7 @@ async def build_engine(settings: EngineSettings, model: str = "") -> Engine:
             seed=settings.seed,
             max_num_seqs=settings.max_num_seqs,
             max_model_len=settings.max_model_len,
+            serves_adapters=settings.serves_adapters,
             latency=settings.latency,
             faults=settings.faults,
         )

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from msgspec import UNSET
+
 from rollstream.rollout_workers.chat_format import ChatFormat
 from rollstream.rollout_workers.effects import AttemptIdentity, EffectLog, EffectSequence
-from rollstream.rollout_workers.engine import Engine
+from rollstream.rollout_workers.engine import Engine, PolicyRef
 from rollstream.rollout_workers.episode_limits import EpisodeCut
 from rollstream.rollout_workers.finishing import answer_given, finishes
 from rollstream.rollout_workers.generation_log import OnGeneration, unheard
@@ -34,6 +36,11 @@ from rollstream.schemas.tools import ToolResult
 
 ABORT_GRACE_S = 120.0
 """For an aborted request to return; a policy that is being loaded holds it up."""
+
+
+def pinned_policy(task: RolloutTask) -> PolicyRef | None:
+    """The only weights that may draw the task's tokens; None: any."""
+    return None if task.policy is UNSET else PolicyRef(task.policy.lineage, task.policy.version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +292,7 @@ class Episode:
                     request_id,
                     max_tokens=min(max_tokens, room),
                     stop_token_ids=self._services.chat.stop_token_ids,
+                    policy=pinned_policy(self.task),
                 )
                 alarm.cancel()
         except TimeoutError as error:

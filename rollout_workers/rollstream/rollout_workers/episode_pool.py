@@ -1,7 +1,8 @@
 """The slots of a rollout worker: which records run now, and what happens to them on loss and on drain.
 
-Invariants: at most ``max_running`` records run; none is taken on while no slot is free or after the stop signal; a
-record of a partition that left is cancelled at once.
+Invariants: at most ``max_running`` records run, those that are *parked* not counted (they wait for weights and do
+nothing meanwhile; at most as many again, which run on when their weights are there); none is taken on while no slot is
+free or after the stop signal; a record of a partition that left is cancelled at once.
 """
 
 from __future__ import annotations
@@ -31,12 +32,20 @@ class RecordSource(Protocol):
 class EpisodePool:
     """Runs ``handle`` for each record, beside one another. What ``handle`` raises ends the pool.
 
-    ``handle`` says whether the record is finished; one that is not is left to the partition's next owner.
+    ``handle`` says whether the record is finished; one that is not is left to the partition's next owner. ``parked``
+    says how many of the records do nothing but wait.
     """
 
-    def __init__(self, handle: Callable[[Record], Awaitable[bool]], *, max_running: int) -> None:
+    def __init__(
+        self,
+        handle: Callable[[Record], Awaitable[bool]],
+        *,
+        max_running: int,
+        parked: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._handle = handle
         self._max_running = max_running
+        self._parked = parked
         self._running: dict[asyncio.Task[None], TopicPartition] = {}
         self.finished = 0
 
@@ -58,7 +67,7 @@ class EpisodePool:
         async with asyncio.TaskGroup() as group:
             stopping = group.create_task(stop.wait())
             while not stop.is_set():
-                free = self._max_running - self.running
+                free = self._max_running - self.running + min(self._parked(), self._max_running)
                 if free <= 0:
                     await self._one_finished_or(stopping)
                     continue

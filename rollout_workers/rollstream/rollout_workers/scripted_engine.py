@@ -2,7 +2,8 @@
 
 Invariants: what is said and how long it takes are pure functions of (seed, request id, prompt); at most
 ``max_num_seqs`` requests run, the others wait in order; while weights change nobody advances; a token belongs to the
-policy that served when it was due, and its logprob is ``scripted_logprob`` of that policy.
+policy that served when it was due (of an engine with adapters: when its request began), and its logprob is
+``scripted_logprob`` of that policy.
 """
 
 from __future__ import annotations
@@ -13,18 +14,26 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import ConfigDict
 
-from rollstream.rollout_workers.engine import FinishReason, Generation, PolicyRef, tokens_allowed
+from rollstream.rollout_workers.adapter_shelf import AdapterShelf
+from rollstream.rollout_workers.engine import (
+    Generation,
+    PolicyKind,
+    PolicyRef,
+    check_kind,
+    check_pinned,
+    policy_changed,
+    tokens_allowed,
+)
+from rollstream.rollout_workers.scripted_requests import ScriptedRequest
 from rollstream.schemas.errors import EngineDeadError, EngineError, PolicyFilesError
 from rollstream.schemas.tasks import SamplingParams
-from rollstream.schemas.trajectories import VersionSpan
 
-CLOCK_RESOLUTION_S = 1e-9
 FORBID_UNKNOWN = ConfigDict(extra="forbid")
 
 
@@ -100,46 +109,6 @@ def scripted_logprob(policy: PolicyRef, position: int, token_id: int) -> float:
     return -((mixed % 4096) + 1) / 1024
 
 
-@dataclass(eq=False)
-class _Request:
-    request_id: str
-    turn: list[int]
-    finish_reason: FinishReason
-    work_s: float
-    """Engine seconds from its first slot to its last token."""
-    prefill_s: float
-    done_s: float = 0.0
-    running_since: float | None = None
-    has_slot: bool = False
-    is_aborted: bool = False
-    spans: list[VersionSpan] = field(default_factory=list[VersionSpan])
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def is_complete(self) -> bool:
-        return self.sampled == len(self.turn)
-
-    @property
-    def sampled(self) -> int:
-        return self.spans[-1].end if self.spans else 0
-
-    def advance(self, now: float, policy: PolicyRef) -> None:
-        """Account for the time since it ran last: the tokens due by now were drawn by ``policy``."""
-        if self.running_since is None:
-            return
-        self.done_s += now - self.running_since
-        self.running_since = None
-        decoded_s = self.done_s - self.prefill_s
-        if self.done_s >= self.work_s - CLOCK_RESOLUTION_S:
-            due = len(self.turn)
-        elif decoded_s > 0:
-            due = int(len(self.turn) * decoded_s / (self.work_s - self.prefill_s))
-        else:
-            due = 0
-        if due > self.sampled:
-            self.spans.append(VersionSpan(self.sampled, due, policy.version, policy.lineage))
-
-
 class ScriptedEngine:
     """See the module. ``encode`` and ``decode`` belong to the chat format the worker renders with."""
 
@@ -152,13 +121,15 @@ class ScriptedEngine:
         seed: int = 0,
         max_num_seqs: int = 64,
         max_model_len: int = 32768,
+        serves_adapters: bool = False,
         latency: LatencyProfile | None = None,
         faults: ScriptedFaults | None = None,
         encode: Callable[[str], list[int]] = encode_bytes,
         decode: Callable[[Sequence[int]], str] = decode_bytes,
     ) -> None:
         self.max_model_len = max_model_len
-        self.policy = PolicyRef()
+        self.serves_adapters = serves_adapters
+        self._shelf = AdapterShelf()
         self._script = script
         self._seed = seed
         self._latency = latency or LatencyProfile()
@@ -167,11 +138,21 @@ class ScriptedEngine:
         self._decode = decode
         self._begun = itertools.count(1)
         self._free_slots = max_num_seqs
-        self._running: set[_Request] = set()
-        self._waiting: deque[_Request] = deque()
+        self._running: set[ScriptedRequest] = set()
+        self._waiting: deque[ScriptedRequest] = deque()
         self._is_paused = False
         self._update = asyncio.Lock()
         self._death: str | None = None
+
+    @property
+    def policy(self) -> PolicyRef:
+        """See `Engine`."""
+        return self._shelf.serving
+
+    @property
+    def held_policies(self) -> frozenset[PolicyRef]:
+        """See `Engine`."""
+        return self._shelf.in_use() if self.serves_adapters else frozenset()
 
     @property
     def running(self) -> int:
@@ -191,6 +172,7 @@ class ScriptedEngine:
         *,
         max_tokens: int,
         stop_token_ids: Sequence[int],
+        policy: PolicyRef | None = None,
     ) -> Generation:
         """See `Engine`. The sampling parameters do not change what a script says."""
         allowed = tokens_allowed(prompt_ids, max_tokens, self.max_model_len, request_id)
@@ -198,12 +180,17 @@ class ScriptedEngine:
         number = next(self._begun)
         self._apply_faults(number, request_id)
         request = self._plan(prompt_ids, request_id, allowed, stop_token_ids, self._slowness(number))
+        request.policy = policy
+        if self.serves_adapters:
+            request.policy = self._shelf.take(policy, request_id).policy
         self._enqueue(request)
         try:
             await self._run(request)
         finally:
             self._leave(request)
-        return self._result(request, len(prompt_ids))
+            if self.serves_adapters and request.policy is not None:
+                self._shelf.give_back(request.policy)
+        return check_pinned(self._result(request, len(prompt_ids)), policy, request_id)
 
     async def abort(self, request_id: str) -> None:
         """See `Engine`."""
@@ -212,18 +199,43 @@ class ScriptedEngine:
                 request.is_aborted = True
                 request.wake.set()
 
-    async def update_weights(self, path: Path, policy: PolicyRef) -> None:
+    async def update_weights(self, path: Path | None, policy: PolicyRef, *, kind: PolicyKind = "full") -> None:
         """See `Engine`. A script has no weights: an existing directory is enough."""
-        if not await asyncio.to_thread(path.is_dir):
-            raise PolicyFilesError(f"the directory {str(path)!r} of policy {policy} does not exist")
+        check_kind(kind, policy, serves_adapters=self.serves_adapters)
+        await self._check_directory(path, policy)
         async with self._update:
             self._raise_if_dead(f"update to {policy}")
+            if self.serves_adapters:
+                self._shelf.put(self._shelf.prepare(policy, path))
+                self._serve(policy)
+                return
             self._pause()
             try:
                 await asyncio.sleep(self._latency.load_s * self._latency.time_scale)
-                self.policy = policy
+                self._serve(policy)
             finally:
                 self._resume()
+
+    async def hold_adapter(self, path: Path, policy: PolicyRef) -> None:
+        """See `Engine`."""
+        check_kind("lora", policy, serves_adapters=self.serves_adapters)
+        await self._check_directory(path, policy)
+        self._raise_if_dead(f"adapter of {policy}")
+        self._shelf.put(self._shelf.prepare(policy, path))
+        self._shelf.hold(policy)
+
+    def release_adapter(self, policy: PolicyRef) -> None:
+        """See `Engine`."""
+        self._shelf.give_back(policy)
+        self._shelf.pop_idle()
+
+    async def _check_directory(self, path: Path | None, policy: PolicyRef) -> None:
+        if path is not None and not await asyncio.to_thread(path.is_dir):
+            raise PolicyFilesError(f"the directory {str(path)!r} of policy {policy} does not exist")
+
+    def _serve(self, policy: PolicyRef) -> None:
+        self._shelf.serving = policy
+        self._shelf.pop_idle()
 
     def die(self, cause: str) -> None:
         """Fail every request there is and will be."""
@@ -242,7 +254,7 @@ class ScriptedEngine:
         allowed: int,
         stop_token_ids: Sequence[int],
         slowness: float,
-    ) -> _Request:
+    ) -> ScriptedRequest:
         rng = random.Random(f"{self._seed}/{request_id}")
         text = self._script(ScriptPrompt(prompt_ids, rng, self._decode))
         turn = self._encode(text) + list(stop_token_ids[:1])
@@ -252,7 +264,7 @@ class ScriptedEngine:
             factor *= latency.tail_factor
         factor *= slowness * latency.time_scale
         prefill_s = latency.prefill_s_per_token * len(prompt_ids) * factor
-        return _Request(
+        return ScriptedRequest(
             request_id=request_id,
             turn=turn[:allowed],
             finish_reason="length" if len(turn) > allowed else "stop",
@@ -260,21 +272,23 @@ class ScriptedEngine:
             prefill_s=prefill_s,
         )
 
-    async def _run(self, request: _Request) -> None:
+    async def _run(self, request: ScriptedRequest) -> None:
         clock = asyncio.get_running_loop().time
         while not request.is_aborted:
             self._raise_if_dead(request.request_id)
+            if request.policy is not None and not self.serves_adapters and request.policy != self.policy:
+                raise policy_changed(request.policy, self.policy, request.request_id)
             if request.has_slot and not self._is_paused:
                 request.running_since = clock()
                 await self._work_or_wake(request, request.work_s - request.done_s)
-                request.advance(clock(), self.policy)
+                request.advance(clock(), self._drawing(request))
                 if request.is_complete:
                     return
             else:
                 await request.wake.wait()
             request.wake.clear()
 
-    async def _work_or_wake(self, request: _Request, left_s: float) -> None:
+    async def _work_or_wake(self, request: ScriptedRequest, left_s: float) -> None:
         if left_s <= 0:
             await asyncio.sleep(0)
             return
@@ -282,11 +296,11 @@ class ScriptedEngine:
             async with asyncio.timeout(left_s):
                 await request.wake.wait()
 
-    def _enqueue(self, request: _Request) -> None:
+    def _enqueue(self, request: ScriptedRequest) -> None:
         self._waiting.append(request)
         self._grant_slots()
 
-    def _leave(self, request: _Request) -> None:
+    def _leave(self, request: ScriptedRequest) -> None:
         if request.has_slot:
             self._running.discard(request)
             self._free_slots += 1
@@ -306,15 +320,18 @@ class ScriptedEngine:
         self._is_paused = True
         now = asyncio.get_running_loop().time()
         for request in self._running:
-            request.advance(now, self.policy)
+            request.advance(now, self._drawing(request))
             request.wake.set()
+
+    def _drawing(self, request: ScriptedRequest) -> PolicyRef:
+        return request.policy if self.serves_adapters and request.policy is not None else self.policy
 
     def _resume(self) -> None:
         self._is_paused = False
         for request in self._running:
             request.wake.set()
 
-    def _result(self, request: _Request, prompt_length: int) -> Generation:
+    def _result(self, request: ScriptedRequest, prompt_length: int) -> Generation:
         ids = request.turn[: request.sampled]
         return Generation(
             ids=ids,

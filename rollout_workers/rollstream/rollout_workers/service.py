@@ -84,9 +84,14 @@ async def run_rollout_worker(settings: RolloutWorkerSettings, kafka: KafkaSettin
         )
         tools = await stack.enter_async_context(ToolClient(kafka, worker_id=settings.worker_id))
         control = await stack.enter_async_context(ControlFollower(kafka, dead_letters=dead_letters))
-        follower = PolicyFollower(engine, control, policy_cache(settings))
-        if settings.follow_policy:
-            await follower.catch_up()
+        follower = PolicyFollower(
+            engine,
+            control,
+            policy_cache(settings),
+            follows=settings.follow_policy,
+            pin_hold_s=settings.pin_hold_s,
+        )
+        await follower.catch_up()
         on_generation = stack.enter_context(generation_log(settings.generation_log, settings.worker_id))
         services = EpisodeServices(engine, chat, tools, on_generation=on_generation)
         keeper = None
@@ -168,12 +173,15 @@ class RolloutWorker:
             dead_letters=dead_letters,
             handovers=self._handovers,
             terminal_records=TerminalRecords(trajectories.name, trajectories.partitions, trajectories.max_value_bytes),
+            policies=follower,
             writer=uuid.uuid4().hex,
             is_leaving=lambda: self._stop.is_set(),
             clock=services.clock,
             pause=self._pause,
         )
-        self._pool = EpisodePool(self._handle, max_running=settings.max_running_episodes)
+        self._pool = EpisodePool(
+            self._handle, max_running=settings.max_running_episodes, parked=lambda: follower.waiting
+        )
         self._intake = GroupIntake(
             kafka,
             [kafka.topic("tasks")],
@@ -192,11 +200,11 @@ class RolloutWorker:
                 group.create_task(self._intake.run()),
                 group.create_task(self._handovers.run()),
                 group.create_task(beat(self._publisher, self._status)),
+                group.create_task(self._follower.run()),
+                group.create_task(self._stop_waiting(stop)),
             ]
             if self._keeper is not None:
                 background.append(group.create_task(self._keeper.run()))
-            if self._settings.follow_policy:
-                background.append(group.create_task(self._follower.run()))
             await self._pool.run(self._intake, stop, drain_s=self._settings.drain_s)
             await self._give_everything_back()
             for task in background:
@@ -208,6 +216,10 @@ class RolloutWorker:
         if is_finished:
             self._intake.finished(TopicPartition(record.topic, record.partition), record.offset)
         return is_finished
+
+    async def _stop_waiting(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._follower.leave()
 
     async def _pause(self, pause_s: float) -> None:
         """Ends early when the worker is leaving."""
@@ -238,6 +250,7 @@ class RolloutWorker:
             finished=self._pool.finished,
             policy_version=policy.version,
             lineage=policy.lineage,
+            held_policies=self._follower.held,
             interval_s=INTERVAL_S,
             updated_at=time.time(),
             stats={
@@ -247,6 +260,7 @@ class RolloutWorker:
                 "resumed": float(stats.resumed),
                 "policies_loaded": float(self._follower.loaded),
                 "policies_refused": float(self._follower.refused),
+                "waiting_for_policy": float(self._follower.waiting),
                 "policy_pause_s": self._follower.last_pause_s,
             },
         )

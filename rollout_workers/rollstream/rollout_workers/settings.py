@@ -51,5 +51,8 @@ class RolloutWorkerSettings(BaseModel):
     """Where policies from remote storage are kept; default: the user's cache folder."""
     follow_policy: bool = True
     """Load the policy versions a trainer publishes."""
+    pin_hold_s: float = Field(default=1200.0, gt=0)
+    """How long episodes pinned to a policy may keep newer weights, and one another, waiting; those that still run then
+    begin anew. Adapters need no waiting."""
     metrics_port: int | None = None
     """Serve Prometheus metrics here."""

@@ -11,9 +11,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakValueDictionary
+
+from msgspec import UnsetType
 
 from rollstream.rollout_workers import metrics
 from rollstream.rollout_workers.attempts import AttemptRunner
@@ -25,6 +28,7 @@ from rollstream.rollout_workers.task_in_hand import TaskInHand, journal_id
 from rollstream.rollout_workers.terminal_records import TerminalRecords
 from rollstream.rollout_workers.trajectory_assembly import WorkerFacts
 from rollstream.schemas.codec import EncodedRecord
+from rollstream.schemas.tasks import PolicyPin
 from rollstream.transport.dead_letters import Cause
 from rollstream.transport.journal.journal import Journal
 from rollstream.transport.journal.task_state import AttemptOverError, PartitionLostError
@@ -61,6 +65,17 @@ class Burying(Protocol):
         ...
 
 
+class Policies(Protocol):
+    """Gives episodes the weights they need; a ``PolicyFollower`` does."""
+
+    def serving(self, pin: PolicyPin | UnsetType, /) -> AbstractAsyncContextManager[None]:
+        """Within the block the episode may draw tokens.
+
+        Raises DataError (the pinned policy cannot be had), WorkerLeavingError, EngineError.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class TaskHandler:
     """What all tasks of a worker share."""
@@ -74,6 +89,7 @@ class TaskHandler:
     dead_letters: Burying
     handovers: Handovers
     terminal_records: TerminalRecords
+    policies: Policies
     writer: str
     """Nonce of this process in the journal."""
     is_leaving: Callable[[], bool] = never_leaving

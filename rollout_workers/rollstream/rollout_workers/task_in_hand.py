@@ -125,8 +125,9 @@ class TaskInHand:
             return
         episode: Episode | None = None
         try:
-            episode = self._handler.runner.begin(task, identity, log)
-            ending = await self._handler.runner.run(episode, log)
+            async with self._handler.policies.serving(task.policy):
+                episode = self._handler.runner.begin(task, identity, log)
+                ending = await self._handler.runner.run(episode, log)
             end = await self._handler.terminal_records.of(self._assemble(task, identity, ending, episode))
         except (AttemptOverError, PartitionLostError, WorkerLeavingError, EngineDeadError):
             raise

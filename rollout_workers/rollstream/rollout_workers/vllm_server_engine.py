@@ -23,7 +23,14 @@ from typing import Any, TypeVar
 import aiohttp
 
 from rollstream.rollout_workers import vllm_server_api as api
-from rollstream.rollout_workers.engine import Generation, PolicyRef, tokens_allowed
+from rollstream.rollout_workers.engine import (
+    Generation,
+    PolicyKind,
+    PolicyRef,
+    check_pinned,
+    policy_changed,
+    tokens_allowed,
+)
 from rollstream.rollout_workers.engine_settings import VllmServerSettings
 from rollstream.rollout_workers.vllm_server_api import ServerRefusal, VllmServerApi
 from rollstream.rollout_workers.weight_files import Shape, check_weights_fit, has_tied_head, read_config, read_shapes
@@ -52,6 +59,8 @@ class VllmServerEngine:
     """See the module; made by ``connect``."""
 
     logprobs_mode = LOGPROBS_MODE
+    serves_adapters = False
+    held_policies: frozenset[PolicyRef] = frozenset()
 
     def __init__(self, server: VllmServerApi, settings: VllmServerSettings) -> None:
         self.policy = PolicyRef()
@@ -60,6 +69,7 @@ class VllmServerEngine:
         self._settings = settings
         self._url = str(settings.base_url)
         self._model = ""
+        self._model_folder = ""
         self._shapes: Mapping[str, Shape] | None = None
         self._refuses_updates: str | None = None
         self._instance = uuid.uuid4().hex[:8]
@@ -101,10 +111,13 @@ class VllmServerEngine:
         *,
         max_tokens: int,
         stop_token_ids: Sequence[int],
+        policy: PolicyRef | None = None,
     ) -> Generation:
         """See `Engine`."""
         allowed = tokens_allowed(prompt_ids, max_tokens, self.max_model_len, request_id)
         self._raise_if_dead(request_id)
+        if policy is not None and policy != self.policy:
+            raise policy_changed(policy, self.policy, request_id)
         server_id = f"{request_id}-{self._instance}-{next(self._numbers)}"
         body = self._request_body(prompt_ids, sampling, server_id, allowed, stop_token_ids)
         self._in_flight.setdefault(request_id, set()).add(server_id)
@@ -118,7 +131,7 @@ class VllmServerEngine:
         finally:
             self._forget(request_id, server_id)
         self._raise_if_dead(request_id)
-        return api.read_answer(answer, request_id)
+        return check_pinned(api.read_answer(answer, request_id), policy, request_id)
 
     async def abort(self, request_id: str) -> None:
         """See `Engine`."""
@@ -129,18 +142,27 @@ class VllmServerEngine:
             except ServerRefusal as refusal:
                 raise EngineError(f"the vLLM server did not abort request {request_id!r}: {refusal}") from refusal
 
-    async def update_weights(self, path: Path, policy: PolicyRef) -> None:
+    async def update_weights(self, path: Path | None, policy: PolicyRef, *, kind: PolicyKind = "full") -> None:
         """See `Engine`. The server opens ``path`` itself."""
+        self._check_kind(kind, policy)
         async with self._updating:
             self._raise_if_dead(f"update to {policy}")
-            await asyncio.to_thread(self._check_files, path)
-            load = asyncio.ensure_future(self._load(path, policy))
+            if path is not None:
+                await asyncio.to_thread(self._check_files, path)
+            load = asyncio.ensure_future(self._load(path or Path(self._model_folder), policy))
             try:
                 await asyncio.shield(load)
             finally:
                 # Cancelled or not, an update is finished: weights and their label must agree.
                 if not load.done():
                     await asyncio.wait([load])
+
+    async def hold_adapter(self, path: Path, policy: PolicyRef) -> None:
+        """See `Engine`: a server takes none."""
+        self._check_kind("lora", policy)
+
+    def release_adapter(self, policy: PolicyRef) -> None:
+        """See `Engine`: a server holds none."""
 
     async def close(self) -> None:
         """See `Engine`. The server stays up."""
@@ -185,6 +207,7 @@ class VllmServerEngine:
                 raise SettingsError(f"{error}. {NEEDS_A_LIST_OF_PACKAGES}") from error
             raise
         model = info.vllm_config.model_config
+        self._model_folder = model.model
         if model.logprobs_mode != LOGPROBS_MODE:
             raise SettingsError(
                 f"the vLLM server at {self._url!r} returns {model.logprobs_mode!r}: start it with "
@@ -225,6 +248,13 @@ class VllmServerEngine:
             "the flag --enable-scale-out",
         )
         api.read_answer(answer, "probe")
+
+    def _check_kind(self, kind: PolicyKind, policy: PolicyRef) -> None:
+        if kind == "lora":
+            raise PolicyFilesError(
+                f"policy {policy} is a LoRA adapter, which a vLLM server is not given: run vLLM in the worker "
+                "(engine.kind = 'vllm' with max_lora_rank), or merge the adapter and publish the whole model"
+            )
 
     def _check_files(self, path: Path) -> None:
         if self._refuses_updates is not None:

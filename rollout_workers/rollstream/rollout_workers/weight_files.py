@@ -71,9 +71,9 @@ def check_weights_fit(directory: Path, expected: Mapping[str, Shape]) -> None:
     differing = sorted(name for name in expected.keys() & shapes.keys() if expected[name] != shapes[name])
     if missing or surplus or differing:
         parts = [
-            *_listed("missing tensors", missing),
-            *_listed("unknown tensors", surplus),
-            *_listed("other shapes", [f"{name} {shapes[name]} not {expected[name]}" for name in differing]),
+            *listed("missing tensors", missing),
+            *listed("unknown tensors", surplus),
+            *listed("other shapes", [f"{name} {shapes[name]} not {expected[name]}" for name in differing]),
         ]
         raise PolicyFilesError(f"the weights in {str(directory)!r} are of another model: {'; '.join(parts)}")
 
@@ -123,7 +123,8 @@ def _read_file(file: Path) -> dict[str, Shape]:
     return shapes
 
 
-def _listed(what: str, names: list[str]) -> list[str]:
+def listed(what: str, names: list[str]) -> list[str]:
+    """A part of a message: what it is about and the first of the names; nothing without any."""
     if not names:
         return []
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

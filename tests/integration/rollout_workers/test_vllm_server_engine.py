@@ -20,7 +20,7 @@ from pydantic import HttpUrl
 
 from rollstream.rollout_workers.engine import Engine, Generation, PolicyRef
 from rollstream.rollout_workers.engine_settings import VllmServerSettings, VllmSettings, build_engine
-from rollstream.rollout_workers.vllm_engine import environment
+from rollstream.rollout_workers.vllm_configuration import environment
 from rollstream.schemas.errors import DataError, EngineError, PolicyFilesError, SettingsError
 from rollstream.schemas.tasks import SamplingParams
 

@@ -18,7 +18,7 @@ from simulator.scenario import TaskPlan
 
 from rollstream.rollout_workers.agents import agent
 from rollstream.rollout_workers.byte_chat_format import END_OF_MESSAGE_ID, ROLE_IDS
-from rollstream.rollout_workers.engine import Generation, PolicyRef
+from rollstream.rollout_workers.engine import Generation, PolicyKind, PolicyRef
 from rollstream.rollout_workers.episode import Episode
 from rollstream.schemas.errors import EngineDeadError, EngineError
 from rollstream.schemas.tasks import SamplingParams
@@ -93,6 +93,8 @@ class ScriptedModel:
     logprobs_mode = "processed_logprobs"
     max_model_len = MAX_MODEL_LEN
     policy = PolicyRef()
+    serves_adapters = False
+    held_policies: frozenset[PolicyRef] = frozenset()
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._around = surroundings
@@ -106,8 +108,10 @@ class ScriptedModel:
         *,
         max_tokens: int,
         stop_token_ids: Sequence[int],
+        policy: PolicyRef | None = None,
     ) -> Generation:
         """See ``Engine``."""
+        assert policy in (None, self.policy), "the simulation pins nothing"
         around = self._around
         trajectory_id, birth, path = request_id.split("-", 2)
         sampled = Sampled(len(around.samples), trajectory_id, int(birth), path)
@@ -131,9 +135,16 @@ class ScriptedModel:
         if request_id in self._aborted:
             self._aborted[request_id].set()
 
-    async def update_weights(self, path: Path, policy: PolicyRef) -> None:
+    async def update_weights(self, path: Path | None, policy: PolicyRef, *, kind: PolicyKind = "full") -> None:
         """There are no weights."""
-        raise AssertionError(f"policy {policy} at {path}: the simulation announces none")
+        raise AssertionError(f"policy {policy} ({kind}) at {path}: the simulation announces none")
+
+    async def hold_adapter(self, path: Path, policy: PolicyRef) -> None:
+        """There are no adapters."""
+        raise AssertionError(f"adapter {policy} at {path}: the simulation pins nothing")
+
+    def release_adapter(self, policy: PolicyRef) -> None:
+        """Nothing is held."""
 
     async def close(self) -> None:
         """See ``Engine``."""

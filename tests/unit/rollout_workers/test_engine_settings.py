@@ -13,7 +13,7 @@ from rollstream.rollout_workers.engine import checked_generation, read_spans
 from rollstream.rollout_workers.engine_settings import EngineSettings, ScriptedSettings, VllmSettings, build_engine
 from rollstream.rollout_workers.scripted_engine import ScriptPrompt, decode_bytes
 from rollstream.rollout_workers.scripts import conversation, load_script, long_tailed
-from rollstream.rollout_workers.vllm_engine import engine_arguments, environment
+from rollstream.rollout_workers.vllm_configuration import engine_arguments, environment
 from rollstream.schemas.errors import EngineError, SettingsError
 from rollstream.schemas.tasks import ChatMessage, SamplingParams
 from rollstream.schemas.trajectories import VersionSpan

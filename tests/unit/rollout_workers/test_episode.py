@@ -10,7 +10,7 @@ import pytest
 from rollstream.rollout_workers.agents import find_agent, react
 from rollstream.rollout_workers.byte_chat_format import ByteChatFormat
 from rollstream.rollout_workers.effects import AttemptIdentity, EffectLog
-from rollstream.rollout_workers.engine import Engine, Generation
+from rollstream.rollout_workers.engine import Engine, Generation, PolicyRef
 from rollstream.rollout_workers.episode import Episode, EpisodeServices
 from rollstream.rollout_workers.episode_limits import EpisodeCut
 from rollstream.rollout_workers.scripted_engine import LatencyProfile, ScriptedEngine, ScriptPrompt
@@ -109,6 +109,7 @@ class HangingEngine(ScriptedEngine):
         *,
         max_tokens: int,
         stop_token_ids: Sequence[int],
+        policy: PolicyRef | None = None,
     ) -> Generation:
         await asyncio.Event().wait()
         raise AssertionError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,15 +14,17 @@ from aiokafka import ConsumerRecord
 from rollstream.rollout_workers.attempts import AttemptRunner
 from rollstream.rollout_workers.budgets import AttemptBudgets
 from rollstream.rollout_workers.byte_chat_format import ByteChatFormat
-from rollstream.rollout_workers.engine import Engine, Generation
+from rollstream.rollout_workers.engine import Engine, Generation, PolicyRef
 from rollstream.rollout_workers.episode import Episode, EpisodeServices
 from rollstream.rollout_workers.handovers import Handovers
+from rollstream.rollout_workers.policy_follower import PolicyFollower
 from rollstream.rollout_workers.scripted_engine import ScriptedEngine, ScriptPrompt
 from rollstream.rollout_workers.task_handling import TaskHandler
 from rollstream.rollout_workers.terminal_records import TerminalRecords
 from rollstream.rollout_workers.trajectory_assembly import WorkerFacts
 from rollstream.schemas import ids
 from rollstream.schemas.codec import EncodedRecord, decode, encode
+from rollstream.schemas.control import PolicyVersion
 from rollstream.schemas.errors import EngineDeadError, EngineError, SessionLostError
 from rollstream.schemas.journal import JournalRecord
 from rollstream.schemas.tasks import ChatMessage, EpisodeLimits, RewardSpec, RolloutTask, SamplingParams, ToolSpec
@@ -76,6 +79,17 @@ class Log:
         return [record.kind for record in self.records]
 
 
+class Silence:
+    """No trainer has announced anything."""
+
+    def latest(self, message_type: type[PolicyVersion], /) -> None:
+        return None
+
+    async def wait_for_change(self, timeout_s: float) -> bool:
+        await asyncio.sleep(timeout_s)
+        return False
+
+
 class Tools:
     """Loses the session a number of times, then answers."""
 
@@ -108,6 +122,7 @@ class World:
     sampled: list[str] = field(default_factory=list[str])
     time: float = 1000.0
     max_value_bytes: int = 10**6
+    policies: PolicyFollower | None = None
 
     async def publish(self, message: EncodedRecord, *, topic: str, key: str, partition: int) -> None:
         assert (topic, partition) == ("trajectories", ids.group_partition(key, 4))
@@ -144,6 +159,7 @@ class World:
             dead_letters=self,
             handovers=Handovers(self.give_back),
             terminal_records=TerminalRecords("trajectories", 4, self.max_value_bytes),
+            policies=self.policies or PolicyFollower(services.engine, Silence(), Path("unused")),
             writer=name,
             is_leaving=lambda: self.is_leaving,
             clock=lambda: self.time,
@@ -541,13 +557,13 @@ class FailingEngine(ScriptedEngine):
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: SamplingParams, request_id: str, *, max_tokens: int,
-        stop_token_ids: Sequence[int],
+        stop_token_ids: Sequence[int], policy: PolicyRef | None = None,
     ) -> Generation:  # fmt: skip
         if self._times:
             self._times -= 1
             raise self._error
         return await super().generate(
-            prompt_ids, sampling, request_id, max_tokens=max_tokens, stop_token_ids=stop_token_ids
+            prompt_ids, sampling, request_id, max_tokens=max_tokens, stop_token_ids=stop_token_ids, policy=policy
         )
 
 
@@ -562,13 +578,13 @@ class WaitingEngine(ScriptedEngine):
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: SamplingParams, request_id: str, *, max_tokens: int,
-        stop_token_ids: Sequence[int],
+        stop_token_ids: Sequence[int], policy: PolicyRef | None = None,
     ) -> Generation:  # fmt: skip
         self.asked += 1
         self.is_asked.set()
         await self.may_answer.wait()
         return await super().generate(
-            prompt_ids, sampling, request_id, max_tokens=max_tokens, stop_token_ids=stop_token_ids
+            prompt_ids, sampling, request_id, max_tokens=max_tokens, stop_token_ids=stop_token_ids, policy=policy
         )
 
 
