@@ -39,11 +39,13 @@ class Benchmark:
     module: str
     function: str = "measure"
     needs_broker: bool = True
+    has_sizes: bool = False
+    """It needs no broker, but wants to know whether sizes are tiny."""
 
     def measure(self, bench: Workbench) -> list[Figure]:
         """Run it."""
         function = getattr(importlib.import_module(self.module), self.function)
-        return function(bench) if self.needs_broker else function()
+        return function(bench) if self.needs_broker or self.has_sizes else function()
 
 
 BENCHMARKS = (
@@ -53,6 +55,7 @@ BENCHMARKS = (
     Benchmark("sandbox_round_trip", "sandbox_round_trip"),
     Benchmark("trajectory_stream", "trajectory_stream"),
     Benchmark("event_loop", "event_loop"),
+    Benchmark("simulated_clusters", "simulated_clusters", needs_broker=False, has_sizes=True),
     Benchmark("pipeline_scripted", "pipeline", "measure_scripted"),
     Benchmark("pipeline_vllm", "pipeline", "measure_vllm"),
     Benchmark("journal", "journal"),

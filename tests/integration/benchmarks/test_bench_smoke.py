@@ -20,6 +20,7 @@ BENCHMARKS = {
     "tool_round_trip": 4,
     "trajectory_stream": 2,
     "event_loop": 2,
+    "simulated_clusters": 4,
     "pipeline_scripted": 3,
     "weight_update": 2,
 }
