@@ -313,6 +313,31 @@ async def test_a_group_that_does_not_get_whole_is_scored_as_it_is(
     assert {each.rewards["rank/is_complete"] for each in done} == {0.0}
 
 
+async def test_members_that_wait_move_with_their_partition_to_another_scorer(
+    kafka: KafkaSettings, make: Make, send: Send, running: Running, scored: Scored, ranking: dict[str, Any]
+) -> None:
+    async def joined(control: ControlFollower, worker_id: str) -> None:
+        async with asyncio.timeout(60):
+            while f"worker/{worker_id}" not in control.all(WorkerStatus):
+                await control.wait_for_change(1.0)
+
+    await send([make(group, 0) for group in range(20)])
+    async with ControlFollower(kafka) as control, running(scorers=ranking, worker_id="a"):
+        await joined(control, "a")
+        async with running(scorers=ranking, worker_id="b"):
+            await joined(control, "b")
+            await send([make(group, 1) for group in range(20)])
+            done = await scored(40)
+        async with asyncio.timeout(60):
+            while control.all(WorkerStatus)["worker/b"].state != "stopped":
+                await control.wait_for_change(1.0)
+        assert control.all(WorkerStatus)["worker/b"].finished > 0, "it owned a partition"
+
+    assert [(each.group_index, each.member_index) for each in done] == [(g, m) for g in range(20) for m in range(2)]
+    assert {each.rewards["rank/is_complete"] for each in done} == {1.0}
+    assert [each.reward for each in done] == [0.0, 1.0] * 20
+
+
 async def test_what_is_no_trajectory_is_buried_and_keeps_nobody_up(
     kafka: KafkaSettings,
     publisher: Publisher,
