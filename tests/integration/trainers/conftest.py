@@ -31,15 +31,16 @@ def synthetic(
     is_failed: bool = False,
     is_train: bool = True,
     replacement: int = 0,
+    is_sampled: bool = True,
     worker_id: str = "w",
 ) -> Trajectory:
-    """One terminal trajectory; without ``lineage`` it is of the model as it came."""
+    """One terminal trajectory; without ``lineage`` it is of the model as it came, not ``is_sampled`` never ages."""
     sample = Sample(
         prompt_ids=np.arange(1, 4, dtype=np.int32),
         response_ids=np.arange(100, 100 + tokens, dtype=np.int32),
-        response_mask=np.ones(tokens, dtype=np.uint8),
-        response_logprobs=-np.random.default_rng(group_index).random(tokens, dtype=np.float32),
-        version_spans=[VersionSpan(0, tokens, version, lineage)],
+        response_mask=np.full(tokens, is_sampled, dtype=np.uint8),
+        response_logprobs=-np.random.default_rng(group_index).random(tokens, dtype=np.float32) * np.float32(is_sampled),
+        version_spans=[VersionSpan(0, tokens, version, lineage)] if is_sampled else [],
         turns=[],
     )
     return Trajectory(

@@ -41,6 +41,7 @@ class Job:
     groups_per_batch: int
     seed: int
     rolls_back: bool
+    max_staleness: int | None
 
 
 class Model:
@@ -118,7 +119,7 @@ async def train_async(job: Job, model: Model) -> None:
 
 
 def stream_options(job: Job) -> dict[str, Any]:
-    return {"groups_per_batch": job.groups_per_batch, "max_staleness": None, "timeout_s": 30.0}
+    return {"groups_per_batch": job.groups_per_batch, "max_staleness": job.max_staleness, "timeout_s": 30.0}
 
 
 def kill_at_line(number: int, is_counted: Callable[[FrameType], bool]) -> None:
@@ -187,8 +188,14 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
     for killed in range(MAX_STARTS):
         if start(job, next(numbers, None)):
             model = Model(job)
-            model.load()
-            return {"trained": model.trained, "version": model.version, "killed": killed, "rolled_back": rolled_back}
+            stream = model.load() or {}
+            return {
+                "trained": model.trained,
+                "version": model.version,
+                "killed": killed,
+                "rolled_back": rolled_back,
+                "batches_held": stream["counts"]["batches_held"],
+            }
         rolled_back += roll_back(job, random)
     raise SystemExit("no end")
 

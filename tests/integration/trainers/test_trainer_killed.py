@@ -63,6 +63,7 @@ async def history(kafka: KafkaSettings, folder: Path, **job: Any) -> dict[str, A
         "is_async": False,
         "seed": 0,
         "rolls_back": False,
+        "max_staleness": None,
     }
     path = folder / "job.json"
     path.write_text(json.dumps(settings | job))
@@ -92,6 +93,29 @@ async def test_killed_at_every_line_of_its_loop_it_trains_the_same_sequence(
         first.setdefault((record.group_index, record.member_index), record.worker_id)
     wanted = [place for (group, _), place in first.items() if group not in (4, 17)]
     assert sorted(undisturbed["trained"]) == sorted(wanted), "the first record of each, once"
+
+
+async def test_killed_at_every_line_it_holds_back_the_same_batches(
+    kafka: KafkaSettings, make_trajectory: Make, send: Send, emitted: Callable[..., Awaitable[None]], tmp_path: Path
+) -> None:
+    """Some groups come so late that whole batches wait for them, because later they would be too old."""
+    random = Random(5)
+    members = [(group, member) for group in range(GROUPS) for member in range(GROUP_SIZE)]
+    arrives_at = {
+        place: place[0] + random.random() * 4 + 9 * (place in [(1, 0), (13, 1), (22, 1)]) for place in members
+    }
+    for group, member in sorted(members, key=arrives_at.__getitem__):
+        await send([make_trajectory(group, member, worker_id=f"{group}/{member}", is_sampled=False)])
+    await emitted(GROUPS, is_finished=True)
+    job = {"max_staleness": 2}
+    never_held = await history(kafka, tmp_path / "never_held")
+    undisturbed = await history(kafka, tmp_path / "undisturbed", **job)
+    kills = list(range(1, LINES_OF_LOOP, 2))
+    disturbed = await history(kafka, tmp_path / "killed", kills=kills, **job)
+    assert disturbed["trained"] == undisturbed["trained"]
+    assert disturbed["batches_held"] == undisturbed["batches_held"] >= 2
+    assert sorted(undisturbed["trained"]) == sorted(never_held["trained"])
+    assert undisturbed["trained"] != never_held["trained"]
 
 
 async def test_killed_anywhere_in_the_library_and_set_back_to_older_checkpoints_it_trains_the_same_sequence(
