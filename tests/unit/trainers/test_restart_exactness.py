@@ -14,7 +14,7 @@ from rollstream.schemas.trajectories import Trajectory
 from rollstream.trainers.batch_forming import BatchFormer
 from rollstream.trainers.batches import TrainingBatch
 from rollstream.trainers.settings import TrainerSettings
-from rollstream.trainers.stream_state import StreamState
+from rollstream.trainers.stream_state import PublishedPolicy, StreamState
 
 Make = Callable[..., Trajectory]
 Log = dict[int, list[Trajectory]]
@@ -163,3 +163,26 @@ def test_after_a_restore_no_batch_is_formed_before_all_is_read_again(make_trajec
     batch = after.next_batch()
     assert batch is not None
     assert [group.group_index for group in batch.groups] == [0, 1]
+
+
+def test_a_lineage_that_is_restored_twice_keeps_its_whole_ancestry(make_trajectory: Make) -> None:
+    """Lineage 3 is left at version 2, lineage 9 at version 4; the trainer goes on as 12."""
+    policy = PublishedPolicy(uri="somewhere", manifest_sha256="0" * 64)
+    former = BatchFormer(TrainerSettings(groups_per_batch=1, max_staleness=3, min_members=1), TOPIC)
+    former.begin_at({0: 0})
+    former.open_lineage(3, is_restored=False)
+    former.published(2, policy)
+    for lineage, version in ((9, 4), (12, 5)):
+        state = StreamState.from_dict(json.loads(json.dumps(former.state().to_dict())), topic=TOPIC, run_id=None)
+        former = BatchFormer(TrainerSettings(groups_per_batch=1, max_staleness=3, min_members=1), TOPIC, state)
+        former.open_lineage(lineage, is_restored=True)
+        former.published(version, policy)
+    drawn = [(12, 5), (9, 4), (9, 6), (3, 2), (3, 3), (3, 1), (4, 5)]
+    for index, (lineage, version) in enumerate(drawn):
+        record = make_trajectory(index, 0, group_size=1, lineage=lineage, version=version)
+        former.add(record, 0, index, now_s=0)
+    ages: dict[tuple[int, int], int | None] = {}
+    while (batch := former.next_batch()) is not None:
+        ages[drawn[batch.groups[0].group_index]] = batch.groups[0].staleness
+    assert ages == {(12, 5): 0, (9, 4): 1, (9, 6): 3, (3, 2): 3}, "the others are 4 versions away, or of nobody known"
+    assert former.stats().stale_dropped == 3

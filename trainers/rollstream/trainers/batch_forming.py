@@ -337,6 +337,7 @@ class BatchFormer:
     def _set_policy(self, ancestry: Ancestry, version: int) -> None:
         """Ages have changed: judge everything that is ready anew."""
         self._ancestry, self._version = ancestry, version
+        self._emission.note_version(version)
         self._candidates.clear()
         self._last_versions.clear()
         self._is_settled = False

@@ -2,8 +2,9 @@
 
 Group ``i`` of a run cannot be emitted before producers were allowed more than ``i`` groups, so the versions at which
 that allowance grew are remembered. They follow from what was delivered and dropped, and therefore are the same whenever
-the trainer is killed. Where several training runs share the allowance, it says nothing about one of them, and what
-their producers have reported counts instead.
+the trainer is killed. Where several training runs share the allowance, it says nothing about one of them. What their
+producers have reported counts instead: the last version at which a group was not among those heard to be emitted.
+Reports come half a second late, so of a trainer with faster steps this may be a version too late.
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ class EmissionHistory:
     def note_heard(self, run_id: str, groups_emitted: int, version: int) -> None:
         """At ``version`` a producer of training tasks was heard to have emitted so many."""
         marks = self._heard.setdefault(run_id, [])
-        if marks and groups_emitted <= marks[-1][0]:
-            return
-        marks.append((groups_emitted, version))
+        if not marks or groups_emitted > marks[-1][0]:
+            marks.append((groups_emitted, version))
+
+    def note_version(self, version: int) -> None:
+        """The trainer has come to ``version``, and no more is heard to be emitted than before."""
+        for marks in self._heard.values():
+            marks[-1] = (marks[-1][0], version)
 
     def rolled_back(self, version: int) -> None:
         """The trainer counts from ``version`` again. What began later is as far from it as it was beyond."""
