@@ -56,6 +56,11 @@ COMMANDS = (
         "eval", "rollstream.cli.evaluation.command:eval_app", "Evaluate a policy beside training, compare reports."
     ),
     LazyCommand("trajectories", "rollstream.cli.trajectories:trajectories_app", "Follow and export trajectories."),
+    LazyCommand(
+        "agent-lightning",
+        "rollstream.cli.agent_lightning:agent_lightning_app",
+        "Feed trainers that read from an agent-lightning server.",
+    ),
     LazyCommand("atropos", "rollstream.cli.atropos:atropos_app", "Feed trainers that speak Atropos' HTTP API."),
     LazyCommand(
         "dead-letters",

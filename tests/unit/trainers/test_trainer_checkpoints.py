@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollstream.schemas.errors import SettingsError
-from rollstream.trainers.adapters.atropos.checkpoints import CheckpointWatch, Look, checkpoint_path, looks_at, step_of
-from rollstream.trainers.adapters.atropos.progress_file import ProgressFile
+from rollstream.trainers.adapters.checkpoints import CheckpointWatch, Look, checkpoint_path, looks_at, step_of
+from rollstream.trainers.adapters.progress_file import ProgressFile
 
 
 def look(weights_bytes: int = 10, *names: str) -> Look:

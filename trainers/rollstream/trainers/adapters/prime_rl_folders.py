@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rollstream.schemas.errors import SettingsError
-from rollstream.trainers.adapters.atropos.progress_file import ProgressFile
+from rollstream.trainers.adapters.progress_file import ProgressFile
 from rollstream.transport.policy_manifest import ADAPTER_CONFIG, MANIFEST
 
 STATE_FILE = "rollstream.json"

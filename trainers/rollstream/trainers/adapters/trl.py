@@ -20,8 +20,8 @@ from typing import Any, Unpack
 import msgspec
 
 from rollstream.schemas.errors import SettingsError
-from rollstream.trainers.adapters.atropos.progress_file import ProgressFile
 from rollstream.trainers.adapters.handed_out import HandedOut, HandedOutState
+from rollstream.trainers.adapters.progress_file import ProgressFile
 from rollstream.trainers.adapters.trl_policies import TrlPolicies
 from rollstream.trainers.adapters.trl_rollouts import TrlConnection, TrlRolloutWorker
 from rollstream.trainers.advantages import find_estimator

@@ -21,9 +21,6 @@ from pathlib import Path
 
 from rollstream.schemas.errors import SettingsError, TransientError
 from rollstream.trainers.adapters.atropos.api import AtroposServer, TrainerInfo
-from rollstream.trainers.adapters.atropos.checkpoints import SETTLE_S, CheckpointWatch
-from rollstream.trainers.adapters.atropos.group_source import GroupSource
-from rollstream.trainers.adapters.atropos.progress_file import ProgressFile
 from rollstream.trainers.adapters.atropos.scored_groups import (
     GroupRules,
     fitting_size,
@@ -31,6 +28,9 @@ from rollstream.trainers.adapters.atropos.scored_groups import (
     refusal,
     scored_group,
 )
+from rollstream.trainers.adapters.checkpoints import SETTLE_S, CheckpointWatch
+from rollstream.trainers.adapters.group_source import GroupSource
+from rollstream.trainers.adapters.progress_file import ProgressFile
 from rollstream.trainers.batches import TrajectoryGroup
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.transport.settings import KafkaSettings

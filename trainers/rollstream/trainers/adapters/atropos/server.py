@@ -29,11 +29,11 @@ import msgspec
 from aiohttp import web
 
 from rollstream.schemas.errors import SettingsError
-from rollstream.trainers.adapters.atropos.checkpoints import SETTLE_S, CheckpointWatch
-from rollstream.trainers.adapters.atropos.group_source import LOOK_S, GroupSource
-from rollstream.trainers.adapters.atropos.progress_file import ProgressFile
 from rollstream.trainers.adapters.atropos.scored_groups import GroupRules, members_of, refusal, scored_group
 from rollstream.trainers.adapters.atropos.served_batches import ServedBatches, WaitingGroup
+from rollstream.trainers.adapters.checkpoints import SETTLE_S, CheckpointWatch
+from rollstream.trainers.adapters.group_source import LOOK_S, GroupSource
+from rollstream.trainers.adapters.progress_file import ProgressFile
 from rollstream.trainers.batches import TrajectoryGroup
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.transport.settings import KafkaSettings

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from rollstream.schemas.errors import PolicyFilesError
-from rollstream.trainers.adapters.atropos.checkpoints import CheckpointWatch, checkpoint_path, looks_at
+from rollstream.trainers.adapters.checkpoints import CheckpointWatch, checkpoint_path, looks_at
 from rollstream.trainers.batches import TrajectoryGroup
 from rollstream.trainers.settings import StreamOptions, TrainerSettings
 from rollstream.trainers.stream import AsyncTrajectoryStream
