@@ -17,7 +17,7 @@ from rollstream.cli.topic_options import AsJson, Bootstrap, Prefix, kafka_settin
 from rollstream.cli.topics import size
 from rollstream.schemas.control import PolicyLease, PolicyVersion, WorkerStatus
 from rollstream.trainers.policies import prune_policies
-from rollstream.trainers.policy_collection import PolicyNeeds, held_by_workers
+from rollstream.trainers.policy_collection import PolicyNeeds, held_by_workers, needed_by_workers
 from rollstream.transport.control import ControlFollower
 from rollstream.transport.policy_files import local_path
 from rollstream.transport.policy_leases import leased_digests
@@ -44,7 +44,7 @@ class Users:
             words.append("announced")
         if policy.manifest_sha256 in self.leased:
             words.append("leased")
-        if PolicyNeeds(held=self.needs.held).holds(policy):
+        if self.needs.holds(policy):
             words.append("held by a worker")
         return ", ".join(words)
 
@@ -102,10 +102,11 @@ async def _prune(
 async def _users(kafka: KafkaSettings) -> Users:
     async with ControlFollower(kafka) as control:
         now_s = time.time()
+        workers = control.all(WorkerStatus).values()
         announced = control.latest(PolicyVersion)
         return Users(
             announced=announced[0] if announced else None,
-            needs=PolicyNeeds(held=held_by_workers(control.all(WorkerStatus).values(), now_s)),
+            needs=PolicyNeeds(digests=needed_by_workers(workers, now_s), held=held_by_workers(workers, now_s)),
             leased=leased_digests(control.all(PolicyLease).values(), now_s),
         )
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollstream.schemas.control import PolicyLease, WorkerStatus
-from rollstream.trainers.policy_collection import PolicyNeeds, held_by_workers, removable
+from rollstream.schemas.control import HeldPolicy, PolicyLease, WorkerStatus
+from rollstream.trainers.policy_collection import PolicyNeeds, held_by_workers, needed_by_workers, removable
 from rollstream.transport.policy_leases import leased_digests
 from rollstream.transport.policy_manifest import PolicyIdentity
 from rollstream.transport.policy_storage import StoredPolicy
@@ -110,6 +110,13 @@ def test_whatever_is_needed_or_new_is_never_removed_and_all_else_is(
 )
 def test_a_worker_holds_what_it_draws_from_for_as_long_as_it_is_alive(status: WorkerStatus, is_held: bool) -> None:
     assert held_by_workers([status], NOW_S) == ({(1, 4)} if is_held else set())
+
+
+def test_a_worker_names_the_files_that_it_may_read_again() -> None:
+    holding = [HeldPolicy(lineage=1, version=3, manifest_sha256="1:3"), HeldPolicy(lineage=0, version=0)]
+    statuses = [worker(1, 4, held_policies=holding), worker(1, 4, held_policies=holding, state="stopped")]
+    assert needed_by_workers(statuses, NOW_S) == {"1:3"}
+    assert needed_by_workers(statuses[1:], NOW_S) == set()
 
 
 def test_a_lease_holds_until_it_ends() -> None:

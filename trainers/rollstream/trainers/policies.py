@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rollstream.schemas.control import PolicyLease, PolicyVersion, WorkerStatus
 from rollstream.schemas.errors import PolicyFilesError
-from rollstream.trainers.policy_collection import PolicyNeeds, held_by_workers, removable
+from rollstream.trainers.policy_collection import PolicyNeeds, held_by_workers, needed_by_workers, removable
 from rollstream.trainers.staleness import Ancestry
 from rollstream.trainers.stream_state import PublishedPolicy
 from rollstream.transport.control import ControlFollower, control_key
@@ -91,11 +91,15 @@ async def prune_policies(
     storage = PolicyStorage(root)
     stored = await asyncio.to_thread(storage.list_policies)
     now_s = time.time()
+    workers = control.all(WorkerStatus).values()
     announced = control.latest(PolicyVersion)
     digests = {announced[0].manifest_sha256} if announced else set[str]()
     needs = PolicyNeeds(
-        digests=checkpointed | digests | leased_digests(control.all(PolicyLease).values(), now_s),
-        held=held_by_workers(control.all(WorkerStatus).values(), now_s),
+        digests=checkpointed
+        | digests
+        | leased_digests(control.all(PolicyLease).values(), now_s)
+        | needed_by_workers(workers, now_s),
+        held=held_by_workers(workers, now_s),
         versions=versions,
         newest=keep,
         every=every,

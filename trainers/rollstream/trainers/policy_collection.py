@@ -21,7 +21,7 @@ class PolicyNeeds:
     """What must stay.
 
     Attributes:
-        digests: manifests of policies that are announced, checkpointed or leased.
+        digests: manifests of policies that are announced, checkpointed, leased, or named by a worker.
         held: what live workers draw from: (lineage, version) as it was announced to them.
         versions: that were named to be kept, in whatever lineage.
         newest: so many of the newest stay.
@@ -57,13 +57,30 @@ def removable(stored: Iterable[StoredPolicy], needs: PolicyNeeds) -> list[Stored
 
 
 def held_by_workers(statuses: Iterable[WorkerStatus], now_s: float) -> frozenset[PolicyIdentity]:
-    """What rollout workers draw from that are alive at a unix time; one silent for three intervals is not."""
+    """What rollout workers draw from that are alive at a unix time."""
     return frozenset(
         PolicyIdentity(status.lineage, status.policy_version)
+        for status in live_workers(statuses, now_s)
+        if status.lineage is not None and status.policy_version is not None
+    )
+
+
+def needed_by_workers(statuses: Iterable[WorkerStatus], now_s: float) -> frozenset[str]:
+    """Manifests of the files that live workers may read again: adapters side by side, pins that wait for their turn."""
+    return frozenset(
+        held.manifest_sha256
+        for status in live_workers(statuses, now_s)
+        for held in status.held_policies
+        if held.manifest_sha256
+    )
+
+
+def live_workers(statuses: Iterable[WorkerStatus], now_s: float) -> list[WorkerStatus]:
+    """Rollout workers that are alive at a unix time; one silent for three intervals is not."""
+    return [
+        status
         for status in statuses
         if status.role == "rollout-worker"
         and status.state != "stopped"
         and now_s - status.updated_at <= SILENT_INTERVALS * status.interval_s
-        and status.lineage is not None
-        and status.policy_version is not None
-    )
+    ]
