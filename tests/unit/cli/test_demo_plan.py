@@ -60,10 +60,20 @@ def test_other_seeds_have_other_tasks(tmp_path: Path) -> None:
     assert write_tasks(one).read_text() != write_tasks(two).read_text()
 
 
-def test_a_run_that_exists_is_never_overwritten(tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_never_written_to(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
-    with pytest.raises(SettingsError, match="exists"):
+    (tmp_path / "x" / "thesis.tex").write_text("years of work")
+    with pytest.raises(SettingsError, match="holds no run of the demo"):
         open_folder(options(tmp_path))
+
+
+def test_a_run_goes_on_under_its_own_options_only(tmp_path: Path) -> None:
+    record = open_folder(options(tmp_path, seed=1, steps=3))
+    record.steps_done = 2
+    record.save(tmp_path / "x")
+    assert open_folder(options(tmp_path, seed=1, steps=3)).steps_done == 2
+    with pytest.raises(SettingsError, match="begun with --seed 1 --steps 3, not --seed 2 --steps 3"):
+        open_folder(options(tmp_path, seed=2, steps=3))
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a b", "ä"])
@@ -78,7 +88,8 @@ def test_runs_are_named_by_the_time_they_began() -> None:
 
 def test_latest_points_to_the_newest_run_and_spares_what_is_no_link(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        point_latest_to(open_folder(options(tmp_path, name)))
+        open_folder(options(tmp_path, name))
+        point_latest_to(tmp_path / name)
         assert (tmp_path / "latest").resolve() == (tmp_path / name).resolve()
     (tmp_path / "latest").unlink()
     (tmp_path / "latest").mkdir()
@@ -87,8 +98,7 @@ def test_latest_points_to_the_newest_run_and_spares_what_is_no_link(tmp_path: Pa
     assert not list(tmp_path.glob(".latest*"))
 
 
-def test_only_the_trainer_may_finish_and_it_is_never_started_twice(tmp_path: Path) -> None:
+def test_only_the_trainer_may_finish(tmp_path: Path) -> None:
     specs = {spec.name: spec for spec in demo_processes(options(tmp_path), KAFKA, tmp_path, tmp_path / "r.toml")}
     assert [name for name, spec in specs.items() if spec.may_finish] == [TRAINER]
-    assert specs[TRAINER].restarts.budget == 0
     assert specs[TRAINER].environment["ROLLSTREAM_KAFKA__PREFIX"] == "demo-x."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -78,10 +79,15 @@ def well_formed_rate(facts: Sequence[TrajectoryFacts]) -> float | None:
     return sum(fact.is_well_formed for fact in facts) / len(facts) if facts else None
 
 
-def tokens_per_s(facts: Sequence[TrajectoryFacts]) -> float:
-    """Sampled tokens per second between the first and the last arrival; 0.0 while that span is empty."""
-    times = [fact.timestamp_s for fact in facts]
-    span_s = max(times) - min(times) if times else 0.0
+def tokens_per_s(facts: Sequence[TrajectoryFacts], session_starts: Sequence[float] = ()) -> float:
+    """Sampled tokens per second between the first and the last arrival; 0.0 while that span is empty.
+
+    With the starts of several sessions (unix seconds) only the spans within each count, not the time between them.
+    """
+    sessions: dict[int, list[float]] = {}
+    for fact in facts:
+        sessions.setdefault(bisect_right(session_starts, fact.timestamp_s), []).append(fact.timestamp_s)
+    span_s = sum(max(times) - min(times) for times in sessions.values())
     return sum(fact.sampled_tokens for fact in facts) / span_s if span_s > 0 else 0.0
 
 

@@ -54,7 +54,8 @@ class Flow:
     tool_results: int = 0
     newest_policy: PolicyVersion | None = None
     trainer: TrainerProgress | None = None
-    _versions: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    _versions: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
+    """A restored trainer announces its policy again under another lineage: the same files are one version."""
     _workers: dict[str, WorkerStatus] = field(default_factory=dict[str, WorkerStatus])
 
     def see(self, message: FlowMessage, log_order: tuple[int, int, int]) -> None:
@@ -81,7 +82,7 @@ class Flow:
                 pass
 
     def _see_policy(self, policy: PolicyVersion) -> None:
-        self._versions.add((policy.lineage, policy.version))
+        self._versions.add((policy.version, policy.manifest_sha256))
         newest = self.newest_policy
         if newest is None or (policy.lineage, policy.version) > (newest.lineage, newest.version):
             self.newest_policy = policy

@@ -93,7 +93,11 @@ def summary_panel(summary: RunSummary, folder: str) -> RenderableType:
             ),
         ),
         ("policy versions", f"{summary.policy_versions}, greatest staleness {summary.max_staleness}"),
-        ("speed", f"{summary.tokens_per_s:.0f} sampled tokens/s, {summary.wall_s:.0f} s in all"),
+        (
+            "speed",
+            f"{summary.tokens_per_s:.0f} sampled tokens/s, {summary.wall_s:.0f} s in all"
+            + (f", in {summary.sessions} sessions" if summary.sessions > 1 else ""),
+        ),
         ("files", f"{folder}: summary.json, curves.png, trajectories/, logs/"),
     )
     for label, value in rows:

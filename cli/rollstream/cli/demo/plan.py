@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rollstream.cli.command_line import CommandLine
+from rollstream.cli.demo.runs import RunRecord, check_same
 from rollstream.cli.restart_policy import RestartPolicy
 from rollstream.cli.role_processes import kafka_environment, rollstream_command
 from rollstream.cli.supervisor import ProcessSpec
@@ -36,7 +37,8 @@ TRAINER = "trainer"
 TRAINER_SCRIPT = Path("examples") / "grpo.py"
 TRAINER_THREADS = {"OMP_NUM_THREADS": "1"}
 """The engine has the other core: with two threads a step takes two to four times as long there."""
-NO_RESTARTS = RestartPolicy(budget=0)
+TRAINER_RESTARTS = RestartPolicy(budget=2)
+"""It goes on from its checkpoint; one that fails again and again has something to say."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +73,24 @@ def default_name(now: datetime | None = None) -> str:
     return (now or datetime.now(UTC).astimezone()).strftime("%Y%m%d-%H%M%S")
 
 
-def open_folder(options: DemoOptions) -> Path:
-    """Make the folder of the run.
+def open_folder(options: DemoOptions) -> RunRecord:
+    """Make the folder of the run, or find it; returns how far the run is.
 
     Raises:
-        SettingsError: the name is no folder name, or such a run exists already.
+        SettingsError: the name is no folder name, or its folder holds something else or a run with other options.
     """
     if not options.name or set(options.name) - set(_NAME_LETTERS) or not options.name[0].isalnum():
         raise SettingsError(f"--name {options.name!r}: use letters, digits, '-', '_' and '.', a letter or digit first")
-    try:
-        options.folder.mkdir(parents=True)
-    except FileExistsError as error:
-        raise SettingsError(f"the run {str(options.folder)!r} exists: choose another --name or remove it") from error
-    (options.folder / "logs").mkdir()
-    return options.folder
+    wanted = RunRecord(name=options.name, seed=options.seed, steps=options.steps)
+    found = RunRecord.load(options.folder)
+    if found is not None:
+        check_same(found, wanted)
+        return found
+    (options.folder / "logs").mkdir(parents=True, exist_ok=True)
+    if any(entry.name not in ("logs", "lock", ".run.json") for entry in options.folder.iterdir()):
+        raise SettingsError(f"{str(options.folder)!r} holds no run of the demo: choose another --name or remove it")
+    wanted.save(options.folder)
+    return wanted
 
 
 def trainer_script() -> Path:
@@ -176,7 +182,7 @@ def demo_processes(options: DemoOptions, kafka: KafkaSettings, model: Path, sett
             logs / "trainer.log",
             environment={**kafka_environment(kafka), **TRAINER_THREADS},
             may_finish=True,
-            restarts=NO_RESTARTS,
+            restarts=TRAINER_RESTARTS,
         ),
         ProcessSpec("tool-worker", rollstream_command(line, kafka, "tool-worker"), logs / "tool-worker.log"),
     ]

@@ -1,6 +1,8 @@
 """The demo's course: broker and model side by side, then workers, trainer and producer, then the figures.
 
-Whatever happens (an error, Ctrl-C, the end), no process of the run is alive afterwards.
+Whatever happens (an error, Ctrl-C, the end), no process of the run is alive afterwards. Stopped at any moment, by a
+kill too, the run goes on where it was when it is started again: topics, checkpoint and policies lie in its folder until
+it has come to its end.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from rollstream.cli.demo.plan import (
     write_tasks,
 )
 from rollstream.cli.demo.plots import draw_curves
+from rollstream.cli.demo.runs import RunRecord, Session
 from rollstream.cli.demo.summary import RunSummary, summarise
 from rollstream.cli.demo.view import DemoView
 from rollstream.cli.record_stream import read_records
@@ -40,6 +43,7 @@ from rollstream.producers.service import produce
 from rollstream.schemas.errors import TransientError
 from rollstream.schemas.messages import Message
 from rollstream.trainers.trajectory_export import export_trajectories
+from rollstream.transport.local_broker.choice import stop_staying
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.topic_admin import apply_topics
 
@@ -47,6 +51,8 @@ LAST_TRAJECTORIES_S = 90.0
 """How long tasks that were emitted may take to end after the trainer's last step."""
 DRAIN_S = 10.0
 LOOK_INTERVAL_S = 0.25
+SAVE_INTERVAL_S = 2.0
+"""How much of its time and staleness a run forgets at most when it is killed."""
 TRAINED_STALENESS = re.compile(r"staleness \S+ \(max (\d+)\)")
 OBSERVED = ("tasks", "tool-calls.default", "tool-results", "trajectories", "control")
 
@@ -57,6 +63,7 @@ class DemoRun:
 
     settings: RollstreamSettings
     options: DemoOptions
+    record: RunRecord
     view: DemoView
     clock: Callable[[], float] = time.monotonic
     phases_s: dict[str, float] = field(default_factory=dict[str, float])
@@ -65,7 +72,8 @@ class DemoRun:
         self._started = self.clock()
         self._flow = Flow(TaskLedger(frozenset({self.options.name})))
         self._changed = asyncio.Event()
-        self._trained_staleness = 0
+        self._session = Session(started_at=time.time())
+        self._saved_at = self._started
 
     async def run(self) -> RunSummary:
         """Everything, from nothing to the summary.
@@ -75,12 +83,12 @@ class DemoRun:
         """
         trainer_script()
         tasks_file = write_tasks(self.options)
-        broker_dir = self.options.folder / "broker"
+        self.record.sessions.append(self._session)
         try:
             async with asyncio.TaskGroup() as tasks:
                 making_model = tasks.create_task(self._make_model())
                 self.view.phase("broker", "starting")
-                async with a_broker(self.settings, broker_dir) as kafka:
+                async with a_broker(await self._broker_settings(), self._broker_dir) as kafka:
                     kafka = changed_kafka(kafka, prefix=self.options.prefix, partitions=PARTITIONS)
                     await apply_topics(kafka)
                     self._ready("broker")
@@ -88,8 +96,31 @@ class DemoRun:
                     await self._train(kafka, model, tasks_file)
                     await self._export(kafka)
         finally:
-            shutil.rmtree(broker_dir, ignore_errors=True)
-        return self._summary()
+            self._save_record()
+        summary = self._summary()
+        self.record.is_finished = True
+        self._save_record()
+        await asyncio.to_thread(shutil.rmtree, self._broker_dir, ignore_errors=True)
+        return summary
+
+    @property
+    def _broker_dir(self) -> Path:
+        return self.options.folder / "broker"
+
+    async def _broker_settings(self) -> RollstreamSettings:
+        """A broker of our own keeps its data while the run is stopped; one in a container would not."""
+        broker = self.settings.broker
+        if broker.source == "auto":
+            broker = broker.model_copy(update={"source": "jars"})
+        here = broker.model_copy(update={"data_dir": self._broker_dir})
+        if await asyncio.to_thread(stop_staying, here) is not None:
+            self.view.phase("broker", "ended the one that a killed demo had left")
+        return self.settings.model_copy(update={"broker": broker})
+
+    def _save_record(self) -> None:
+        self._session.wall_s = self._elapsed()
+        self.record.steps_done = max(self.record.steps_done, self._flow.trainer.version if self._flow.trainer else 0)
+        self.record.save(self.options.folder)
 
     async def _make_model(self) -> Path:
         self.view.phase("model", "looking for the tiny model")
@@ -158,6 +189,9 @@ class DemoRun:
             for process in supervisor.states():
                 if process.name not in self.phases_s or process.phase not in ("starting", "running"):
                     self.view.phase(process.name, process.phase)
+            if self.clock() - self._saved_at >= SAVE_INTERVAL_S:
+                self._saved_at = self.clock()
+                await asyncio.to_thread(self._save_record)
             if self._flow.facts and "first trajectory" not in self.phases_s:
                 self.phases_s["first trajectory"] = self._elapsed()
             if self.clock() - shown >= self.view.interval_s:
@@ -167,12 +201,14 @@ class DemoRun:
 
     async def _export(self, kafka: KafkaSettings) -> None:
         self.view.phase("files", "writing")
-        await export_trajectories(kafka, str(self.options.folder / "trajectories"), run_id=self.options.name)
+        target = self.options.folder / "trajectories"
+        await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)  # of a demo that was killed here
+        await export_trajectories(kafka, str(target), run_id=self.options.name)
 
     def _hear(self, process: str, line: str) -> None:
         """Only the trainer knows how old trajectories were when it used them; it says so after every step."""
         if process == TRAINER and (found := TRAINED_STALENESS.search(line)):
-            self._trained_staleness = max(self._trained_staleness, int(found[1]))
+            self.record.trained_staleness = max(self.record.trained_staleness, int(found[1]))
 
     def _summary(self) -> RunSummary:
         summary = summarise(
@@ -180,8 +216,9 @@ class DemoRun:
             name=self.options.name,
             seed=self.options.seed,
             steps=self.options.steps,
-            wall_s=self._elapsed(),
-            trained_staleness=self._trained_staleness,
+            wall_s=self.record.wall_s,
+            session_starts=[session.started_at for session in self.record.sessions],
+            trained_staleness=self.record.trained_staleness,
             phases_s=self.phases_s,
         )
         title = f"run {self.options.name}, seed {self.options.seed}"

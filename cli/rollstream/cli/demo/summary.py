@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rollstream.cli.demo.facts import TrajectoryFacts, mean_reward, tokens_per_s, tool_call_rate, well_formed_rate
 from rollstream.cli.demo.flow import Flow
+from rollstream.schemas.errors import SettingsError
 
 EDGE_SHARE = 0.1
 
@@ -24,9 +25,10 @@ class RunSummary:
         trajectories_consumed: those in groups the trainer has taken, dropped groups included.
         duplicates_dropped: records in the log beyond the first with their id.
         lost: tasks without a trajectory when the run ended; anything but 0 is a defect.
-        tokens_per_s: sampled tokens over the time from the first to the last trajectory.
+        tokens_per_s: sampled tokens over the time from the first to the last trajectory, stops left out.
         max_staleness: greatest distance between the trainer's version and the oldest version in a trajectory it got.
-        wall_s: from the command to the summary, everything included.
+        wall_s: from the command to the summary, everything included; over all sessions, if the demo was stopped.
+        sessions: how often the demo was started until it came to its end.
     """
 
     name: str
@@ -49,11 +51,26 @@ class RunSummary:
     tokens_per_s: float
     max_staleness: int
     wall_s: float
+    sessions: int
     phases_s: dict[str, float]
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        part.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> RunSummary:
+        """What ``write`` has written.
+
+        Raises:
+            SettingsError: it is not there, or is of another version.
+        """
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise SettingsError(f"the summary {str(path)!r} cannot be read: {error}") from error
 
 
 def edges(facts: Sequence[TrajectoryFacts]) -> tuple[Sequence[TrajectoryFacts], Sequence[TrajectoryFacts]]:
@@ -69,6 +86,7 @@ def summarise(
     seed: int,
     steps: int,
     wall_s: float,
+    session_starts: Sequence[float] = (),
     trained_staleness: int = 0,
     phases_s: dict[str, float] | None = None,
 ) -> RunSummary:
@@ -96,9 +114,10 @@ def summarise(
         lost=len(flow.ledger.open_tasks()),
         failed=sum(fact.status == "failed" for fact in facts),
         policy_versions=flow.policy_versions,
-        tokens_per_s=round(tokens_per_s(facts), 1),
+        tokens_per_s=round(tokens_per_s(facts, session_starts), 1),
         max_staleness=max(trained_staleness, *(fact.staleness for fact in facts), 0),
         wall_s=round(wall_s, 1),
+        sessions=max(1, len(session_starts)),
         phases_s={phase: round(seconds, 1) for phase, seconds in (phases_s or {}).items()},
     )
 
