@@ -84,6 +84,7 @@ class DemoRun:
         trainer_script()
         tasks_file = write_tasks(self.options)
         self.record.sessions.append(self._session)
+        self._save_record()
         try:
             async with asyncio.TaskGroup() as tasks:
                 making_model = tasks.create_task(self._make_model())
