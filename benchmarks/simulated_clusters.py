@@ -48,7 +48,8 @@ def clusters(sizes: Sequence[int] = tuple(BATCHES)) -> Iterator[Cluster]:
     for durations in ("lognormal 1.0", "pareto 1.5"):
         for max_staleness in (4, LONG_STALENESS):
             yield Cluster(workers=16, batches=BATCHES[16], durations=durations, max_staleness=max_staleness)
-    yield Cluster(workers=16, batches=24, slots_per_worker=64, is_placed=True)
+    for slots in (8, 64):
+        yield Cluster(workers=16, batches=24, slots_per_worker=slots, is_placed=True)
 
 
 def measure(bench: Workbench) -> list[Figure]:
@@ -68,7 +69,7 @@ def _figures(comparison: Comparison) -> list[Figure]:
     is_long = cluster.durations not in TWO_TAILS
     name = f"simulated cluster, {cluster.workers} workers, {cluster.durations}"
     name += f", max_staleness {cluster.max_staleness}" if is_long else ""
-    name += ", by partition" if cluster.is_placed else ""
+    name += _placed(cluster)
     has_bar = not cluster.is_placed and not (is_long and cluster.max_staleness != LONG_STALENESS)
     others = f"depth 1: {comparison.outcomes[1].of_ideal:.2f}, synchronous: {comparison.outcomes[0].of_ideal:.2f}"
     note = (
@@ -89,13 +90,17 @@ def _figures(comparison: Comparison) -> list[Figure]:
 HEADER = ("workers", "episodes", "staleness", "depth", "of ideal", "x sync", "mean", "max", "dropped", "held", "idle")
 
 
+def _placed(cluster: Cluster) -> str:
+    return f", {cluster.slots_per_worker} slots each, by partition" if cluster.is_placed else ""
+
+
 def print_table(comparisons: Iterator[Comparison], out: TextIO) -> None:
     """A Markdown table, a row for each run. ``idle``: trainer / slots."""
     print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", file=out)
     for each in comparisons:
         for depth, outcome in each.outcomes.items():
             cells = (
-                f"{each.cluster.workers}{' by partition' if each.cluster.is_placed else ''}", each.cluster.durations,
+                f"{each.cluster.workers}{_placed(each.cluster)}", each.cluster.durations,
                 f"{each.cluster.max_staleness}", f"{depth}", f"{outcome.of_ideal:.2f}", f"{each.speed_up(depth):.2f}",
                 f"{outcome.mean_staleness:.2f}", f"{outcome.max_staleness}", f"{outcome.dropped:.1%}",
                 f"{outcome.held_s / outcome.seconds:.0%}", f"{outcome.trainer_idle:.0%} / {outcome.slots_idle:.0%}",

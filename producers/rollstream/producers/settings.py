@@ -127,7 +127,7 @@ class ProducerSettings(BaseModel):
     """Groups sent and not yet acknowledged."""
     backfill_linger_s: float | None = Field(default=None, ge=0)
     """How long a run that is all sent stays to send replacements, since the trainer last said something. By default
-    300 s if a trainer has asked for replacements in this run, else not at all."""
+    300 s if a trainer has said that it asks for replacements in this run, else not at all."""
     topic_check_s: float = Field(default=10.0, gt=0)
     """Time between two looks whether the topic still is the one that the tasks were sent to."""
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from rollstream.schemas.control import ProducerProgress
+from rollstream.schemas.control import ProducerProgress, TrainerProgress
 from rollstream.schemas.ids import group_partition, trajectory_id
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.transport.clients import start_consumer, stop_consumer
-from rollstream.transport.control import ControlFollower
+from rollstream.transport.control import ControlFollower, control_key
+from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import decode_record
 from rollstream.transport.settings import KafkaSettings
 
@@ -62,9 +63,19 @@ async def tasks_in(kafka: KafkaSettings) -> list[tuple[int, RolloutTask]]:
     return found
 
 
+async def allow(kafka: KafkaSettings, groups: int) -> None:
+    """A trainer's limit, which leaves the run that keeps to it no place too many."""
+    message = TrainerProgress(
+        trainer_id="t", lineage=0, version=0, groups_consumed=0, groups_dropped=0, emit_limit=groups
+    )
+    async with Publisher(kafka) as publisher:
+        await publisher.publish(message, key=control_key(message))
+
+
 async def test_killed_at_any_line_producers_repeat_no_task_and_skip_none(kafka: KafkaSettings, tmp_path: Path) -> None:
     random = Random(5)
-    kills = {run: [random.randint(1, 4000) for _ in range(20)] for run in ("in-order", "shuffled")}
+    kills = {run: [random.randint(1, 4000) for _ in range(20)] for run in ("in-order", "shuffled", "paced")}
+    await allow(kafka, ROWS * (2 + EPOCHS))
     killed = await asyncio.gather(
         killed_again_and_again(kafka, tmp_path, "in-order", kills["in-order"]),
         killed_again_and_again(
@@ -77,12 +88,13 @@ async def test_killed_at_any_line_producers_repeat_no_task_and_skip_none(kafka: 
             epochs=EPOCHS,
             max_groups_in_flight=2,
         ),
+        killed_again_and_again(kafka, tmp_path, "paced", kills["paced"], is_paced=True),
     )
     assert min(killed) >= 5
     tasks = await tasks_in(kafka)
     wanted = {
         trajectory_id(run, group, member)
-        for run, groups in (("in-order", ROWS), ("shuffled", ROWS * EPOCHS))
+        for run, groups in (("in-order", ROWS), ("shuffled", ROWS * EPOCHS), ("paced", ROWS))
         for group in range(groups)
         for member in range(GROUP_SIZE)
     }

@@ -77,7 +77,8 @@ class Announcements:
     async def ask(self, wanted: Mapping[str, Sequence[WantedMember]], *, run_id: str | None) -> None:
         """Say which replacements are wanted, if that has changed; what was asked for before a restart is taken back.
 
-        Of very many the lowest groups are asked for first, the others as these arrive.
+        Of very many the lowest groups are asked for first, the others as these arrive. A run of which nothing is wanted
+        yet is told so once: its producer stays when all is sent, because it may be asked later.
         """
         before = {
             record.run_id: record.members
@@ -86,7 +87,7 @@ class Announcements:
         } | self._asked
         for run in sorted(wanted.keys() | before.keys()):
             members = list(wanted.get(run, ()))[:MAX_WANTED_MEMBERS]
-            if members == list(before.get(run, ())):
+            if run in before and members == list(before[run]):
                 continue
             message = BackfillWanted(run_id=run, members=members, updated_at=time.time())
             await self._publisher.publish(message, key=control_key(message), deadline_s=PUBLISH_DEADLINE_S)

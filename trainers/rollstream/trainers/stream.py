@@ -367,7 +367,10 @@ class AsyncTrajectoryStream:
         if not self.settings.is_observer:
             await self._announcements.tell(self._former.stats())
             if self.settings.partial_groups == "backfill" and self._former.has_caught_up:
-                await self._announcements.ask(self._former.wanted(), run_id=self.settings.run_id)
+                runs = [run.run_id for run in self._heard.values() if run.is_train]
+                followed = [run_id for run_id in runs if self.settings.run_id in (None, run_id)]
+                wanted = {run_id: [] for run_id in followed} | self._former.wanted()
+                await self._announcements.ask(wanted, run_id=self.settings.run_id)
 
     def _hand_over_evaluations(self) -> None:
         for group in self._former.take_evaluations():
