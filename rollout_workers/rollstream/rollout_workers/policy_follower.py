@@ -83,7 +83,8 @@ class PolicyFollower:
         self._numbers = itertools.count()
         self._begins: dict[int, asyncio.Future[None]] = {}
         self._news = asyncio.Event()
-        self._look_again_at_s: float | None = None
+        self.look_again_at_s: float | None = None
+        """When time alone changes what is to serve."""
         self._is_leaving = False
         self._proven = engine.policy
         self._refused: PolicyRef | None = None
@@ -123,7 +124,7 @@ class PolicyFollower:
         while True:
             self._hear()
             decision = self._choice.decide(self._clock())
-            self._look_again_at_s = decision.look_again_at_s
+            self.look_again_at_s = decision.look_again_at_s
             for ticket in decision.admitted:
                 if not self._begins[ticket].done():
                     self._begins[ticket].set_result(None)
@@ -196,9 +197,9 @@ class PolicyFollower:
             self._news.set()
 
     def _patience_s(self) -> float:
-        if self._look_again_at_s is None:
+        if self.look_again_at_s is None:
             return LOOK_AGAIN_S
-        return min(LOOK_AGAIN_S, max(0.0, self._look_again_at_s - self._clock()))
+        return min(LOOK_AGAIN_S, max(0.0, self.look_again_at_s - self._clock()))
 
     def _hear(self) -> None:
         latest = self._control.latest(PolicyVersion) if self._follows else None

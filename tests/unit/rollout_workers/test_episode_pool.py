@@ -72,6 +72,19 @@ async def test_no_more_records_run_than_there_are_slots() -> None:
     assert pool.finished == 20
 
 
+async def test_records_that_only_wait_take_no_slot_and_are_at_most_as_many_again() -> None:
+    source, work, stop = Source([record(i) for i in range(20)]), Work(), asyncio.Event()
+    pool = EpisodePool(work, max_running=3, parked=lambda: pool.running)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(pool.run(source, stop, drain_s=5))
+        await work.two_started.wait()
+        while len(work.started) < 6:  # noqa: ASYNC110  -- the pool announces itself to nobody
+            await asyncio.sleep(0.001)
+        stop.set()
+        work.go_on.set()
+    assert work.most_at_once == 6
+
+
 async def test_a_drain_lets_running_records_finish_and_takes_no_more() -> None:
     source, work, stop = Source([record(i) for i in range(4)]), Work(), asyncio.Event()
     pool = EpisodePool(work, max_running=2)

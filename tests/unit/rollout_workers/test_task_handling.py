@@ -27,13 +27,22 @@ from rollstream.schemas.codec import EncodedRecord, decode, encode
 from rollstream.schemas.control import PolicyVersion
 from rollstream.schemas.errors import EngineDeadError, EngineError, SessionLostError
 from rollstream.schemas.journal import JournalRecord
-from rollstream.schemas.tasks import ChatMessage, EpisodeLimits, RewardSpec, RolloutTask, SamplingParams, ToolSpec
+from rollstream.schemas.tasks import (
+    ChatMessage,
+    EpisodeLimits,
+    PolicyPin,
+    RewardSpec,
+    RolloutTask,
+    SamplingParams,
+    ToolSpec,
+)
 from rollstream.schemas.tools import ToolCall, ToolResult
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.transport.dead_letters import Cause
 from rollstream.transport.journal.journal import held
 from rollstream.transport.journal.partition_fold import PartitionFold
 from rollstream.transport.journal.task_state import PartitionLostError, TaskState
+from rollstream.transport.policy_files import seal_policy
 from rollstream.transport.records import Record
 
 CALL = '<tool_call>{"name": "calculator", "arguments": {}}</tool_call>'
@@ -356,6 +365,37 @@ async def test_a_task_that_cannot_be_run_fails_and_names_the_cause(broken: Rollo
     assert names in trajectory.error.message
 
 
+async def run_pinned(pin: PolicyPin, folder: Path) -> World:
+    """What comes of a task pinned to a policy, on a worker that follows no trainer."""
+    engine = ScriptedEngine(script)
+    follower = PolicyFollower(engine, Silence(), folder)
+    world = World(policies=follower)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        following = group.create_task(follower.run())
+        assert await world.worker(engine=engine).handle(record_of(pinned(pin)))
+        following.cancel()
+    return world
+
+
+async def test_a_pinned_task_is_drawn_by_its_policy_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"w")
+    pin = PolicyPin(lineage=1, version=2, uri=str(tmp_path), manifest_sha256=seal_policy(tmp_path))
+    world = await run_pinned(pin, tmp_path / "cache")
+    assert world.trajectory.status == "completed"
+    spans = world.trajectory.samples[0].version_spans
+    assert {(span.lineage, span.version) for span in spans} == {(1, 2)}
+
+
+async def test_a_pinned_task_whose_policy_is_gone_fails_as_invalid_and_names_the_cause(tmp_path: Path) -> None:
+    gone = PolicyPin(lineage=1, version=2, uri=str(tmp_path / "gone"), manifest_sha256="0" * 64)
+    world = await run_pinned(gone, tmp_path)
+    assert (world.trajectory.status, world.trajectory.stop_reason) == ("failed", "invalid_task")
+    assert world.trajectory.error is not None
+    assert "policy 1:2, to which the task is pinned, cannot be had" in world.trajectory.error.message
+    assert "gone" in world.trajectory.error.message
+    assert world.sampled == []
+
+
 async def test_the_sessions_of_every_attempt_are_ended_once_the_journal_says_that_it_is_over() -> None:
     kinds: list[str] = []
 
@@ -586,6 +626,11 @@ class WaitingEngine(ScriptedEngine):
         return await super().generate(
             prompt_ids, sampling, request_id, max_tokens=max_tokens, stop_token_ids=stop_token_ids, policy=policy
         )
+
+
+def pinned(pin: PolicyPin) -> RolloutTask:
+    """A task for evaluation on one policy."""
+    return msgspec.structs.replace(task(), is_train=False, policy=pin)
 
 
 def stateful(of: RolloutTask) -> RolloutTask:
