@@ -4,30 +4,39 @@ Three ways to run the same requests on the tiny model with vLLM, in turns: no up
 (pause, keep what was sampled, load, compute the caches anew, go on); and updates as engines without that do them (abort
 every request, load, send each again with what it had as part of its prompt). What a run takes longer than the one
 without updates, divided by the updates, is what one update costs. Scripted: what the pause adds to the loading itself.
+A fourth way, with vLLM started for LoRA: each update is an adapter that new requests use, and nothing is paused.
 """
+# safetensors is partly annotated:
+# pyright: reportUnknownVariableType=false
 
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from figures import Figure, figure
+from safetensors.numpy import save_file
 from workbench import Workbench, spread
 
 from rollstream.cli.tiny_model import ensure_tiny_model
-from rollstream.rollout_workers.engine import Engine, PolicyRef
+from rollstream.rollout_workers.engine import Engine, PolicyKind, PolicyRef
 from rollstream.rollout_workers.engine_settings import ScriptedSettings, VllmSettings, build_engine
 from rollstream.rollout_workers.scripted_engine import LatencyProfile
+from rollstream.rollout_workers.weight_files import Shape, read_shapes
 from rollstream.schemas.tasks import SamplingParams
 
 COMMAND = "python benchmarks/run.py --only weight_update"
 IN_FLIGHT = 32
 PROMPT_TOKENS = 64
 UPDATES = 3
+ADAPTER_RANK = 8
 SCRIPTED_LOAD_S = 0.05
 SCRIPTED_TOKENS_PER_S = 200
 
@@ -98,7 +107,8 @@ def measure(bench: Workbench) -> list[Figure]:
 
 def _measure_vllm(bench: Workbench) -> list[Figure]:
     model = ensure_tiny_model(progress=bench.say)
-    return _figures("tiny model, vLLM on CPU", *asyncio.run(_vllm(bench, model)))
+    figures = _figures("tiny model, vLLM on CPU", *asyncio.run(_vllm(bench, model)))
+    return [*figures, *_adapter_figures(asyncio.run(_adapters(bench, model)))]
 
 
 async def _scripted(bench: Workbench) -> tuple[Costs, Costs]:
@@ -111,6 +121,48 @@ async def _vllm(bench: Workbench, model: Path) -> tuple[Costs, Costs]:
     bench.say("starting vLLM")
     engine = await build_engine(VllmSettings(max_num_seqs=IN_FLIGHT), str(model))
     return await _compare(bench, engine, model, tokens=600, rounds=5)
+
+
+async def _adapters(bench: Workbench, model: Path) -> Costs:
+    """What an adapter that comes costs the requests that run on another."""
+    bench.say(f"starting vLLM for adapters of rank {ADAPTER_RANK}")
+    adapter = write_adapter(bench.folder / "adapter", await asyncio.to_thread(read_shapes, model), ADAPTER_RANK)
+    settings = VllmSettings(max_num_seqs=IN_FLIGHT, max_lora_rank=ADAPTER_RANK)
+    load, costs = Load(await build_engine(settings, str(model)), tokens=600), Costs([], [])
+    try:
+        await load.engine.update_weights(adapter, PolicyRef(1, 1), kind="lora")
+        usual_s = await load.run()
+        for number in range(5):
+            bench.say(f"round {number + 1} of 5: {IN_FLIGHT} requests, {UPDATES} adapters on the way")
+            undisturbed_s = await load.run()
+            wall_s = await load.run(
+                lambda: _update_now_and_then(
+                    load, adapter, usual_s / (UPDATES + 1), costs.pauses_s, is_aborting=False, kind="lora"
+                )
+            )
+            costs.lost_s.append((wall_s - undisturbed_s) / UPDATES)
+    finally:
+        await load.engine.close()
+    return costs
+
+
+def write_adapter(directory: Path, shapes: Mapping[str, Shape], rank: int) -> Path:
+    """Random matrices for every projection of a model, as PEFT saves them."""
+    rng = np.random.default_rng(0)
+    tensors: dict[str, Any] = {}
+    projections = {name: shape for name, shape in shapes.items() if name.endswith("proj.weight")}
+    for name, shape in projections.items():
+        layer = f"base_model.model.{name.removesuffix('.weight')}"
+        tensors[f"{layer}.lora_A.weight"] = rng.normal(0, 0.02, (rank, shape[1])).astype(np.float32)
+        tensors[f"{layer}.lora_B.weight"] = rng.normal(0, 0.02, (shape[0], rank)).astype(np.float32)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "adapter_model.safetensors")
+    targets = sorted(
+        {name.removesuffix(".weight").rpartition(".")[2] for name in shapes if name.endswith("proj.weight")}
+    )
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": targets, "bias": "none"}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return directory
 
 
 async def _compare(bench: Workbench, engine: Engine, weights: Path, *, tokens: int, rounds: int) -> tuple[Costs, Costs]:
@@ -137,7 +189,13 @@ async def _compare(bench: Workbench, engine: Engine, weights: Path, *, tokens: i
 
 
 async def _update_now_and_then(
-    load: Load, weights: Path, interval_s: float, pauses_s: list[float], *, is_aborting: bool
+    load: Load,
+    weights: Path,
+    interval_s: float,
+    pauses_s: list[float],
+    *,
+    is_aborting: bool,
+    kind: PolicyKind = "full",
 ) -> None:
     for _ in range(UPDATES):
         await asyncio.sleep(interval_s)
@@ -145,13 +203,23 @@ async def _update_now_and_then(
         begin = time.perf_counter()
         if is_aborting:
             await load.abort_all()
-        await load.engine.update_weights(weights, policy)
+        await load.engine.update_weights(weights, policy, kind=kind)
         load.reopen()
         pauses_s.append(time.perf_counter() - begin)
 
 
 async def _awaited(disturbance: Awaitable[None]) -> None:
     await disturbance
+
+
+def _adapter_figures(costs: Costs) -> list[Figure]:
+    return [
+        figure("weight update, LoRA adapter, tiny model, vLLM on CPU", statistics.median(costs.pauses_s), "s",
+               higher_is_better=False, command=COMMAND,
+               note=f"until new requests use it, checks of its files included: {spread(costs.pauses_s)}; rank "
+               f"{ADAPTER_RANK} on every projection, nothing is paused, {IN_FLIGHT} requests in flight; generation "
+               f"held up per update {spread(costs.lost_s)}"),
+    ]  # fmt: skip
 
 
 def _figures(engine: str, kept: Costs, aborted: Costs) -> list[Figure]:
