@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rich.console import Group, RenderableType
@@ -72,6 +72,8 @@ class TrainerReport:
     groups_dropped: int
     emit_limit: int | None
     seen_s_ago: float
+    dropped_for: dict[str, int] = field(default_factory=dict[str, int])
+    """Dropped groups by reason."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def _trainer_report(trainer: TrainerProgress, at: float) -> TrainerReport:
         groups_dropped=trainer.groups_dropped,
         emit_limit=trainer.emit_limit,
         seen_s_ago=_age(trainer.updated_at, at),
+        dropped_for=dict(trainer.dropped_for),
     )
 
 
@@ -195,8 +198,10 @@ def _header(report: StatusReport) -> RenderableType:
 
 def _trainer_text(trainer: TrainerReport) -> str:
     limit = "none" if trainer.emit_limit is None else str(trainer.emit_limit)
+    reasons = ", ".join(f"{groups} {reason}" for reason, groups in trainer.dropped_for.items())
+    dropped = f"{trainer.groups_dropped} dropped{f' ({reasons})' if reasons else ''}"
     return (
-        f"version {trainer.version}, {trainer.groups_consumed} groups consumed, {trainer.groups_dropped} dropped, "
+        f"version {trainer.version}, {trainer.groups_consumed} groups consumed, {dropped}, "
         f"emit limit {limit}, seen {trainer.seen_s_ago:.0f} s ago"
     )
 

@@ -312,3 +312,27 @@ def test_what_is_held_takes_memory_until_it_is_taken(make_trajectory: Make) -> N
     feed.add(make_trajectory(0, 1), make_trajectory(1, 1))
     assert feed.delivered() == [0, 1]
     assert feed.former.stats().buffered_bytes == 0
+
+
+def test_the_first_policy_of_a_trainer_says_nothing_about_its_steps(make_trajectory: Make) -> None:
+    feed = Feed(groups_per_batch=1, max_staleness=2)
+    feed.former.published(100, POLICY)
+    feed.former.note_progress(emitted(3), now_s=0)
+    for index in (1, 2):
+        feed.add(make_trajectory(index, 0, group_size=1, version=100, lineage=LINEAGE))
+    assert feed.delivered() == [1, 2], "group 0 can wait for version 102"
+
+
+def test_after_a_roll_back_groups_count_with_their_distance_through_the_fork(make_trajectory: Make) -> None:
+    """Group 0 began at version 3 and the trainer is back at 2: at version 4 it would be three versions away."""
+    feed = Feed(groups_per_batch=1, max_staleness=2, pipeline_depth=0)
+    for version in range(1, 4):
+        feed.add(make_trajectory(version - 1, 0, group_size=1, version=version - 1, lineage=LINEAGE))
+        assert len(feed.delivered()) == 1
+        feed.former.published(version, POLICY)
+    feed.former.rolled_back(feed.former.ancestry.rolled_back(LINEAGE + 1, 2), 2, POLICY)
+    feed.former.note_progress(emitted(5), now_s=0)
+    feed.former.published(3, POLICY)
+    feed.add(make_trajectory(4, 0, group_size=1, version=3, lineage=LINEAGE + 1))
+    assert feed.delivered() == []
+    assert [(group.key.group_index, group.last_version) for group in feed.former.held_for] == [(3, 3)]

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from rollstream.schemas.errors import SettingsError
-from rollstream.trainers.stream_state import Counts, PublishedPolicy, StreamState
+from rollstream.trainers.stream_state import DROP_COUNTERS, Counts, PassedOver, PublishedPolicy, StreamState
 
 STATE = StreamState(
     topic="t",
@@ -18,7 +18,11 @@ STATE = StreamState(
     version=3,
     forks=[(2, 1)],
     policy=PublishedPolicy(uri="/policies/v3", manifest_sha256="ab"),
-    counts=Counts(consumed=7),
+    counts=Counts(consumed=7, members_excluded={"failed": 2}),
+    version_step=4,
+    limit_marks=[(32, 0), (48, 4)],
+    heard_marks={"run": [(3, 0), (9, 4)]},
+    passed_over=PassedOver(ends={0: 9, 1: 4}, emitted={"run": 3}),
 )
 
 
@@ -84,3 +88,24 @@ def test_the_record_before_the_checkpoint_tells_a_topic_that_was_made_anew() -> 
     assert not state.is_of_other_log(0, 4, 99)
     assert not state.is_of_other_log(0, 3, 98)
     assert not state_at(3, 5, {}).is_of_other_log(0, 4, 98)
+
+
+def test_a_state_of_a_stream_that_held_nothing_back_yet_is_read() -> None:
+    """As it was written before there were marks, filters and seeking."""
+    old = STATE.to_dict()
+    for name in ("version_step", "limit_marks", "heard_marks", "passed_over"):
+        del old[name]
+    for name in ("members_excluded", "partial_dropped", "skipped", "batches_held"):
+        del old["counts"][name]
+    restored = StreamState.from_dict(old, topic="t", run_id="run")
+    assert (restored.counts.consumed, restored.counts.groups_dropped) == (7, 0)
+    assert (restored.version_step, restored.limit_marks, restored.passed_over) == (1, [], None)
+
+
+def test_every_reason_to_drop_a_group_is_counted_once() -> None:
+    counts = Counts()
+    for number, drop in enumerate(DROP_COUNTERS, start=1):
+        counts.count_drop(drop, number)
+    assert counts.drops() == {drop: number for number, drop in enumerate(DROP_COUNTERS, start=1)}
+    assert counts.groups_dropped == sum(range(1, len(DROP_COUNTERS) + 1))
+    assert counts.copied().members_excluded is not counts.members_excluded

@@ -54,8 +54,8 @@ class BatchFormer:
         self._version = state.version if state else 0
         self._policy = state.policy if state else None
         self._version_step = state.version_step if state else 1
-        self._delivered_at = self._version
-        """The version at which the newest batch was delivered."""
+        self._delivered_at: int | None = None
+        """The version at which the newest batch was delivered, if no policy was published since."""
         self._emission = EmissionHistory(state.limit_marks, state.heard_marks) if state else EmissionHistory()
         self._passed_over = state.passed_over if state else None
         self._held_for: list[AwaitedGroup] = []
@@ -121,8 +121,9 @@ class BatchFormer:
 
     def published(self, version: int, policy: PublishedPolicy) -> None:
         """A new policy version is out; the batch before it is finished."""
-        if version > self._delivered_at:
+        if self._delivered_at is not None and version > self._delivered_at:
             self._version_step = version - self._delivered_at
+        self._delivered_at = None
         self._set_policy(self._ancestry, version)
         self._policy = policy
         self.finish_batch()
@@ -133,7 +134,7 @@ class BatchFormer:
         self._policy = policy
         self.finish_batch()
         self._emission.rolled_back(version)
-        self._delivered_at = version
+        self._delivered_at = None
 
     def forget_policy(self) -> None:
         """The files of the present version are gone; the same version may be published again."""
