@@ -54,6 +54,7 @@ class RunRecord:
         self.start_offsets: Sequence[int] = ()
         self.before, place = self._found()
         self.groups_before = self.before.groups_emitted if self.before is not None else 0
+        self._reserved_before = self.before.groups_reserved if self.before is not None else 0
         self.claim: Claim | None = None
         if self.before is not None:
             self.start_offsets = self.before.start_offsets
@@ -109,7 +110,7 @@ class RunRecord:
             is_train=self._settings.is_train,
             fingerprints=self._fingerprints,
             start_offsets=list(self.start_offsets),
-            groups_reserved=claim.end if claim is not None else 0,
+            groups_reserved=max(claim.end if claim is not None else 0, self._reserved_before),
             reserved_from=claim.start if claim is not None else 0,
             reserved_at=claim.place if claim is not None and claim.place >= 0 else None,
         )

@@ -263,6 +263,22 @@ async def test_the_limit_of_the_trainer_and_a_pause_are_followed(data: Path, kaf
     assert len(await all_tasks(kafka)) == 80
 
 
+async def test_a_paced_run_that_grows_is_not_finished_any_more(data: Path, kafka: KafkaSettings) -> None:
+    watcher, stop = Watcher(), asyncio.Event()
+    async with Publisher(kafka, profile="durable") as publisher, asyncio.TaskGroup() as group:
+        await publisher.publish(trainer(20), key=control_key(trainer(20)))
+        await emit(options(data, is_paced=True), kafka)
+        assert (await recorded(kafka)).is_finished
+        await publisher.publish(Pause(is_paused=True), key="pause")
+        grown = emit(options(data, is_paced=True, epochs=2), kafka, on_progress=watcher, stop=stop)
+        running = group.create_task(grown)
+        await watcher.until("paused", 20)
+        progress = await recorded(kafka)
+        assert (progress.is_finished, progress.groups_emitted) == (False, 20)
+        stop.set()
+    assert running.result().state == "stopped"
+
+
 async def test_a_rejects_file_that_cannot_be_written_stops_before_anything_is_sent(
     data: Path, kafka: KafkaSettings
 ) -> None:
