@@ -56,6 +56,19 @@ async def until_told(follower: ControlFollower, worker: str, running: int) -> No
             await follower.wait_for_change(DEADLINE_S)
 
 
+async def test_a_follower_knows_which_records_it_has_read(kafka: KafkaSettings) -> None:
+    async with Publisher(kafka) as publisher:
+        before = (await say(publisher, status("w", 1)))[0]
+        async with ControlFollower(kafka) as follower:
+            assert follower.has_read(before)
+            assert not follower.has_read(before + 1)
+            [*_, last] = await say(publisher, *(status("w", running) for running in range(2, 6)))
+            async with asyncio.timeout(DEADLINE_S):
+                while not follower.has_read(last):
+                    await follower.wait_for_change(DEADLINE_S)
+            assert follower.placed(WorkerStatus) == [(status("w", 5), last)]
+
+
 async def test_everything_said_before_is_known_on_entering(kafka: KafkaSettings) -> None:
     policy = PolicyVersion(version=3, lineage=0, uri="/p", manifest_sha256="0")
     async with Publisher(kafka) as publisher:
