@@ -82,6 +82,17 @@ def test_a_trainer_that_registers_again_gets_the_batch_it_has_not_finished() -> 
     assert ask(ledger) == [2, 3]
 
 
+def test_a_trainer_that_registers_at_the_present_step_has_finished_its_batch() -> None:
+    ledger = ledger_of(*map(group, range(4)))
+    assert ask(ledger) == [0, 1]
+    after = restarted(ledger)
+    for survivor in (ledger, after):
+        survivor.register({}, 1)
+    for index in range(4):
+        after.add(group(index))
+    assert ask(ledger) == ask(after) == [2, 3]
+
+
 def test_groups_that_grow_too_old_while_they_wait_are_dropped() -> None:
     ledger = ledger_of(group(0, staleness=2), group(1), group(2), group(3, staleness=None))
     assert ask(ledger, version=1, max_staleness=2) == [1, 2]

@@ -4,7 +4,7 @@ A batch is trained on when the trainer asks for the next one; asking does not te
 batches for one step. So, with ``pauses``, the request after a batch is answered with "none yet" once, on which such
 trainers begin their step, and the request after that finishes the batch.
 
-Invariants: a group is in no two batches, unless a trainer that had not finished its batch registers anew; groups wait
+Invariants: a group is in no two batches, unless a trainer registers anew that had not finished its batch; groups wait
 in the order of the stream; what is saved restores to the same, whichever groups were trained on out of order.
 """
 
@@ -121,10 +121,17 @@ class ServedBatches:
         return True
 
     def register(self, registration: Mapping[str, Any], starting_step: int) -> None:
-        """A trainer begins, or begins again: it has not trained on the batch that it may have had."""
+        """A trainer begins, or begins again.
+
+        One that begins at the present step has saved its weights after the batch that it had, which is finished so; any
+        other has lost that step.
+        """
         self.registration = dict(registration)
+        if starting_step >= self.step:
+            self._finish()
+        else:
+            self.take_back()
         self.step = max(self.step, starting_step)
-        self.take_back()
 
     def take_back(self) -> None:
         """The batch did not reach the trainer, or not its weights: it will be in a batch again."""
@@ -137,13 +144,7 @@ class ServedBatches:
         if self._outstanding and self._pauses and not self._has_paused:
             self._has_paused = True
             return False
-        for key, entry in self._outstanding.items():
-            if entry is None:
-                self._done_before.add(key)
-            else:
-                self._done[key] = entry[0]
-        self._outstanding = {}
-        self._has_paused = False
+        self._finish()
         return True
 
     def next_batch(self, batch_size: int, *, version: int, max_staleness: int | None) -> list[Mapping[str, Any]] | None:
@@ -184,6 +185,15 @@ class ServedBatches:
             registration=self.registration,
         )
         return msgspec.to_builtins(saved)
+
+    def _finish(self) -> None:
+        for key, entry in self._outstanding.items():
+            if entry is None:
+                self._done_before.add(key)
+            else:
+                self._done[key] = entry[0]
+        self._outstanding = {}
+        self._has_paused = False
 
     def _resumable(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """What had been read then, with the policies of now."""

@@ -9,8 +9,8 @@ one, and that is in the state file before the answer leaves.
 
 Crash of the server: the trainer's next question, to the server started again, finishes the batch that it has; no
 registration is needed. If the server dies between the answer with a batch and the word in the file that it has left,
-the batch comes again. Crash of the trainer: it registers, and gets the batch that it had not finished. Two trainers
-must not ask one server.
+the batch comes again. Crash of the trainer: it registers, and gets the batch that it had not finished; one that
+registers with a ``starting_step`` equal to ``current_step`` has finished it. Two trainers must not ask one server.
 """
 
 from __future__ import annotations
