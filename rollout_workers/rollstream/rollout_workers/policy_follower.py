@@ -87,6 +87,7 @@ class PolicyFollower:
         """When time alone changes what is to serve."""
         self._is_leaving = False
         self._proven = engine.policy
+        """The newest that could be loaded; it serves again after a phase, whatever came meanwhile and was broken."""
         self._refused: PolicyRef | None = None
         self._retry_at = 0.0
         self.loaded = 0
@@ -101,7 +102,7 @@ class PolicyFollower:
     @property
     def held(self) -> list[HeldPolicy]:
         """Policies whose files are needed here beside those of ``engine.policy``."""
-        return self._sources.held(self._engine.held_policies - {self._engine.policy})
+        return self._sources.held({*self._engine.held_policies, self._proven} - {self._engine.policy})
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -210,6 +211,8 @@ class PolicyFollower:
         if policy < self._choice.newest or (policy == self._refused and self._clock() < self._retry_at):
             return
         self._sources.announced(announced)
+        needed = {policy, self._proven, self._choice.newest, self._engine.policy, *self._engine.held_policies}
+        self._sources.forget_all_but(needed)
         if policy > self._choice.newest:
             self._choice.announce(policy)
 
@@ -227,7 +230,6 @@ class PolicyFollower:
         self._choice.has_loaded(policy, self._clock())
         if policy == self._choice.newest:
             self._proven = policy
-        self._sources.forget_all_but({policy, self._proven, self._choice.newest, *self._engine.held_policies})
         metrics.POLICY_VERSION.set(policy.version)
         metrics.POLICY_PAUSE_SECONDS.observe(self.last_pause_s)
         logger.info("policy %s loaded in %.3f s", policy, self.last_pause_s)

@@ -267,7 +267,9 @@ async def test_after_a_phase_the_last_version_that_could_be_loaded_serves_and_no
         broken = worker.announce(3)
         (Path(broken.uri) / "weights").write_bytes(b"torn off")
         await until(lambda: worker.follower.refused == 1)
-        assert await worker.turn(pin) == {PolicyRef(5, 1)}
+        async with worker.follower.serving(pin):
+            assert drawn_by(await worker.generate(pin, 3)) == {PolicyRef(5, 1)}
+            assert [held.version for held in worker.follower.held] == [1, 2]
         await worker.serves(5, 2)
         worker.announce(4)
         await worker.serves(5, 4)
