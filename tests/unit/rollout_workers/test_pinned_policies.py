@@ -14,12 +14,13 @@ import pytest
 from msgspec import UNSET
 
 from rollstream.rollout_workers.effects import WorkerLeavingError
-from rollstream.rollout_workers.engine import AS_IT_CAME, Generation, PolicyChangedError, PolicyRef
+from rollstream.rollout_workers.engine import AS_IT_CAME, Generation, PolicyChangedError, PolicyRef, check_pinned
 from rollstream.rollout_workers.policy_follower import PolicyFollower
 from rollstream.rollout_workers.scripted_engine import LatencyProfile, ScriptedEngine
 from rollstream.schemas.control import HeldPolicy, PolicyVersion
 from rollstream.schemas.errors import DataError
 from rollstream.schemas.tasks import PolicyPin, SamplingParams
+from rollstream.schemas.trajectories import VersionSpan
 from rollstream.transport.policy_files import seal_policy
 
 MODEL = PolicyPin(lineage=0, version=0)
@@ -281,3 +282,23 @@ async def outcome(work: Awaitable[object]) -> object:
         return await work
     except Exception as error:
         return error
+
+
+def test_a_generation_with_a_single_foreign_token_is_refused_under_a_pin_and_named() -> None:
+    pin, other = PolicyRef(5, 1), PolicyRef(5, 2)
+    mixed = Generation([1, 2, 3], [-1.0] * 3, "stop", [VersionSpan(0, 2, 1, 5), VersionSpan(2, 3, 2, 5)])
+    own = Generation([1, 2], [-1.0] * 2, "stop", [VersionSpan(0, 2, 1, 5)])
+    assert check_pinned(own, pin, "turn") is own
+    assert check_pinned(mixed, None, "turn") is mixed
+    with pytest.raises(PolicyChangedError, match=f"pinned to policy {pin}, the engine serves {other}.*pin_hold_s"):
+        check_pinned(mixed, pin, "turn")
+
+
+async def test_a_request_pinned_to_what_is_not_there_is_refused_before_it_begins() -> None:
+    for serves_adapters in (False, True):
+        engine = ScriptedEngine(lambda _: "x", serves_adapters=serves_adapters)
+        with pytest.raises(PolicyChangedError):
+            await engine.generate(
+                [1], SamplingParams(), "turn", max_tokens=9, stop_token_ids=[], policy=PolicyRef(5, 1)
+            )
+        assert engine.running == engine.waiting == 0
