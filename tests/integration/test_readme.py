@@ -143,6 +143,15 @@ class Reader:
         ended = {(row["run_id"], row["status"], row["reward"]) for row in table.to_pylist()}
         assert ended == {("gsm8k", "completed", 1.0), ("checked", "completed", 1.0)}
 
+    def evaluate(self, words: list[str]) -> None:
+        """Of what the trainer's block has published."""
+        shown = self.run(*words)
+        assert "pass@8" in shown
+        report = json.loads((self.folder / words[-1]).read_text())
+        [evaluation] = report["evaluations"]
+        assert evaluation["policy"]["version"] == 1
+        assert evaluation["episodes"]["completed"] == QUESTIONS * 8
+
     def up(self, words: list[str]) -> None:
         """With the file the README points to, as it stands."""
         self.stop_workers()
@@ -207,6 +216,7 @@ def handler(reader: Reader, words: list[str]) -> Callable[[list[str]], None]:
         ("rollstream", "rollout-worker"): reader.worker,
         ("rollstream", "status"): reader.status,
         ("rollstream", "trajectories"): reader.export,
+        ("rollstream", "eval"): reader.evaluate,
         ("rollstream", "up"): reader.up,
     }
     assert tuple(words[:2]) in handlers, f"no test runs {shlex.join(words)!r}"

@@ -242,3 +242,18 @@ def test_pictures_can_be_drawn_before_and_after_the_first_record(width: int) -> 
 def test_curves_are_drawn_to_a_png(tmp_path: Path) -> None:
     draw_curves([fact(index, index / 20) for index in range(20)], tmp_path / "curves.png", "demo")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@given(st.randoms(use_true_random=False))
+def test_the_staleness_on_arrival_is_the_same_in_whatever_order_topics_are_read_anew(shuffled: random.Random) -> None:
+    records: list[tuple[FlowMessage, Order]] = [(policy(version), (100 * version, 0, version)) for version in range(6)]
+    records += [(trajectory(index, version=index // 4), (40 * index + 1, 1, index)) for index in range(20)]
+    in_order, mixed = Flow(TaskLedger()), Flow(TaskLedger())
+    for message, place in sorted(records, key=lambda record: record[1]):
+        in_order.see(message, place)
+    shuffled.shuffle(records)
+    for message, place in records:
+        mixed.see(message, place)
+    expected = [fact.staleness for fact in in_order.in_task_order()]
+    assert [fact.staleness for fact in mixed.in_task_order()] == expected
+    assert expected == [max(0, min(5, (40 * index + 1) // 100) - index // 4) for index in range(20)]

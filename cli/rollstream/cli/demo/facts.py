@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from rollstream.schemas.control import PolicyVersion
@@ -23,6 +23,7 @@ class TrajectoryFacts:
         is_well_formed: no turn was malformed.
         sampled_tokens: tokens drawn by the policy.
         policy_version: the oldest version that drew one of them.
+        lineage: of that version.
         staleness: versions published when it arrived that none of its oldest tokens had seen.
     """
 
@@ -35,12 +36,18 @@ class TrajectoryFacts:
     is_well_formed: bool
     sampled_tokens: int
     policy_version: int
-    staleness: int
+    lineage: int
+    staleness: int = 0
 
     @property
     def timestamp_s(self) -> float:
         """Unix seconds at which the broker took it."""
         return self.log_order[0] / 1000
+
+    def seen_under(self, newest: PolicyVersion | None) -> TrajectoryFacts:
+        """The same with its staleness, where ``newest`` is the newest policy version published when it arrived."""
+        comparable = newest is not None and newest.lineage == self.lineage
+        return replace(self, staleness=max(0, newest.version - self.policy_version) if newest and comparable else 0)
 
 
 def trajectory_facts(
@@ -48,8 +55,7 @@ def trajectory_facts(
 ) -> TrajectoryFacts:
     """Reduce a trajectory; ``newest`` is the newest policy version published when it arrived."""
     turns = [turn for sample in trajectory.samples for turn in sample.turns]
-    comparable = newest is not None and newest.lineage == trajectory.lineage
-    return TrajectoryFacts(
+    facts = TrajectoryFacts(
         log_order=log_order,
         task_order=(trajectory.group_index, trajectory.member_index),
         trajectory_id=trajectory.trajectory_id,
@@ -59,8 +65,9 @@ def trajectory_facts(
         is_well_formed=not any(turn.is_malformed for turn in turns),
         sampled_tokens=sum(int(sample.response_mask.sum()) for sample in trajectory.samples),
         policy_version=trajectory.policy_version_min,
-        staleness=max(0, newest.version - trajectory.policy_version_min) if newest and comparable else 0,
+        lineage=trajectory.lineage,
     )
+    return facts.seen_under(newest)
 
 
 def mean_reward(facts: Sequence[TrajectoryFacts]) -> float | None:

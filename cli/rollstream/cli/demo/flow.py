@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from rollstream.cli.demo.facts import TrajectoryFacts, mean_reward, split_evenly, tool_call_rate, trajectory_facts
@@ -56,6 +57,8 @@ class Flow:
     trainer: TrainerProgress | None = None
     _versions: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
     """A restored trainer announces its policy again under another lineage: the same files are one version."""
+    _policies: list[tuple[int, PolicyVersion]] = field(default_factory=list[tuple[int, PolicyVersion]])
+    """(broker timestamp in ms, policy), oldest first."""
     _workers: dict[str, WorkerStatus] = field(default_factory=dict[str, WorkerStatus])
 
     def see(self, message: FlowMessage, log_order: tuple[int, int, int]) -> None:
@@ -65,13 +68,13 @@ class Flow:
                 self.ledger.see_task(message)
             case Trajectory():
                 if self.ledger.see_trajectory(message):
-                    self.facts.append(trajectory_facts(message, log_order, self.newest_policy))
+                    self.facts.append(trajectory_facts(message, log_order, self._policy_at(log_order[0])))
             case ToolCall():
                 self.tool_calls += 1
             case ToolResult():
                 self.tool_results += 1
             case PolicyVersion():
-                self._see_policy(message)
+                self._see_policy(message, log_order[0])
             case TrainerProgress():
                 self.trainer = message
             case ProducerProgress():
@@ -81,11 +84,22 @@ class Flow:
             case _:
                 pass
 
-    def _see_policy(self, policy: PolicyVersion) -> None:
+    def _see_policy(self, policy: PolicyVersion, timestamp_ms: int) -> None:
+        """One that is read after trajectories that came later, as when topics are read anew, counts for those too."""
         self._versions.add((policy.version, policy.manifest_sha256))
         newest = self.newest_policy
-        if newest is None or (policy.lineage, policy.version) > (newest.lineage, newest.version):
+        if newest is None or _identity(policy) > _identity(newest):
             self.newest_policy = policy
+        self._policies.append((timestamp_ms, policy))
+        self._policies.sort(key=lambda published: (published[0], _identity(published[1])))
+        for place, fact in enumerate(self.facts):
+            if fact.log_order[0] >= timestamp_ms:
+                self.facts[place] = fact.seen_under(self._policy_at(fact.log_order[0]))
+
+    def _policy_at(self, timestamp_ms: int) -> PolicyVersion | None:
+        """The newest policy that was out at a time of the broker."""
+        place = bisect_right(self._policies, timestamp_ms, key=lambda published: published[0])
+        return self._policies[place - 1][1] if place else None
 
     def roles(self) -> dict[str, str]:
         """Role -> state of the workers seen so far; a role is ``running`` as soon as one of its workers is."""
@@ -150,3 +164,7 @@ class Flow:
                 break
             tokens += fact.sampled_tokens
         return tokens / RECENT_S
+
+
+def _identity(policy: PolicyVersion) -> tuple[int, int]:
+    return policy.lineage, policy.version
