@@ -23,6 +23,7 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 
@@ -100,7 +101,7 @@ class AgentLightningServer:
             InvalidMessageError: the server refuses it, and will again.
             TransientError: it does not answer; how much of it the server has does not matter.
         """
-        place = f"/rollouts/{rollout_id(trajectory)}"
+        place = f"/rollouts/{quote(rollout_id(trajectory), safe='')}"
         await self._ask("POST", "/rollouts", [rollout(trajectory)])
         known = await self._ask("GET", place)
         state = known["rollout"]["status"]["state"]

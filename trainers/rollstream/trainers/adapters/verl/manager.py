@@ -48,6 +48,8 @@ T = TypeVar("T")
 FETCH_WAIT_S = 0.5
 KAFKA_BUDGET_S = 300.0
 """The broker may refuse for this long before everything in flight is a failure."""
+EXPIRY_GRACE_S = 60.0
+"""A group past its deadline is waited for this much longer while there are records that have not been read."""
 START_DEADLINE_S = 120.0
 DISPATCH_DEADLINE_S = 600.0
 
@@ -174,7 +176,8 @@ class RollStreamManager:
                 logger.warning("%s is no trajectory and is left out: %s", record_place(record), error)
                 continue
             settled += [group] if group is not None else []
-        return settled if records else self._pending.expire(time.monotonic())
+        grace_s = EXPIRY_GRACE_S if records else 0.0
+        return [*settled, *self._pending.expire(time.monotonic() - grace_s)]
 
     async def _fetch(self) -> list[Record]:
         """The next records; a broker that refuses is asked again within the budget."""
