@@ -41,6 +41,7 @@ class StandIn:
         self.rollouts: dict[str, dict[str, Any]] = {}
         self.events: dict[str, dict[str, list[dict[str, Any]]]] = {}
         self.requests = 0
+        self.keys: set[str | None] = set()
         self.dies_at: int | None = None
         self.applies_first = False
         """Whether the request that is cut off is carried out before."""
@@ -68,6 +69,7 @@ class StandIn:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         number, self.requests = self.requests, self.requests + 1
+        self.keys.add(request.headers.get("Authorization"))
         if number == self.dies_at:
             if self.applies_first:
                 await handler(request)
@@ -189,6 +191,24 @@ async def test_groups_are_pushed_when_there_is_room_and_failed_members_end_as_fa
     assert await push == 9
     assert most <= 3
     assert fetched == {t.trajectory_id: "failed" if t.status == "failed" else "succeeded" for t in members}
+
+
+@pytest.mark.broker
+async def test_the_command_pushes_with_the_key_of_its_file(
+    kafka: KafkaSettings, make_trajectory: Make, send: Send, emitted: Emitted, stand_in: StandIn, tmp_path: Path
+) -> None:
+    await send([make_trajectory(0, member) for member in range(2)])
+    await emitted(1, is_finished=True)
+    (tmp_path / "agl.key").write_text("secret\n")
+    command = [sys.executable, "-m", "rollstream.cli.main", "agent-lightning", "push", stand_in.url]
+    command += ["--bootstrap", kafka.bootstrap, "--prefix", kafka.prefix, "--key-file", str(tmp_path / "agl.key")]
+    command += ["--state-file", str(tmp_path / "push.json")]
+    async with asyncio.timeout(60):
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+    assert (process.returncode, out.decode().strip()) == (0, "2 trajectories pushed")
+    assert stand_in.keys == {"Bearer secret"}
+    assert len(stand_in.rollouts) == 2
 
 
 def _is_real_server_here() -> bool:

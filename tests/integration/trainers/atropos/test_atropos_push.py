@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,21 @@ async def test_a_checkpoint_of_the_trainer_becomes_a_policy(
         await push
     assert policy.version == 3
     assert Path(policy.uri) == checkpoint
+
+
+async def test_the_command_pushes_until_the_run_ends_and_says_what_it_left_out(
+    kafka: KafkaSettings, make_trajectory: Make, send: Send, emitted: Emitted, server: Server, tmp_path: Path
+) -> None:
+    equal = [msgspec.structs.replace(trajectory, reward=1.0) for trajectory in groups_of(make_trajectory, 2)]
+    await send([*groups_of(make_trajectory, 0, 1), *equal])
+    await emitted(3, is_finished=True)
+    command = [sys.executable, "-m", "rollstream.cli.main", "atropos", "push", server.url]
+    command += ["--bootstrap", kafka.bootstrap, "--prefix", kafka.prefix, "--state-file", str(tmp_path / "push.json")]
+    async with asyncio.timeout(60):
+        await server.register()
+        assert await server.ask_for_batch() is None
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+        batch = await server.batch()
+    assert (process.returncode, out.decode().strip()) == (0, "2 groups pushed; left out: 1 equal_scores")
+    assert sorted(pushed_indices([batch])) == [0, 1]
