@@ -110,6 +110,7 @@ def trainer(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             "logging_steps": 1,
             "save_steps": 2,
             "report_to": [],
+            "max_staleness": 100,
         }
         made = NotingTrainer(
             str(tiny_model_dir),
@@ -166,6 +167,7 @@ def drawn(trajectory: Trajectory) -> tuple[float, ...]:
 
 
 @pytest.mark.broker
+@pytest.mark.parametrize("token_budget", [0, 12, 24])
 async def test_a_restored_trainer_trains_on_what_was_read_ahead_and_on_nothing_twice(
     kafka: KafkaSettings,
     scored: Callable[[int, int], Trajectory],
@@ -174,6 +176,7 @@ async def test_a_restored_trainer_trains_on_what_was_read_ahead_and_on_nothing_t
     trainer: Trainer,
     tiny_model_dir: Path,
     tmp_path: Path,
+    token_budget: int,
 ) -> None:
     from safetensors.numpy import load_file
 
@@ -183,32 +186,34 @@ async def test_a_restored_trainer_trains_on_what_was_read_ahead_and_on_nothing_t
     policies = tmp_path / "policies"
 
     def source() -> TrlStream:
-        return TrlStream(kafka, policies=policies, groups_per_batch=2, timeout_s=30)
+        return TrlStream(kafka, policies=policies, groups_per_batch=2, max_staleness=None, timeout_s=30)
 
-    first = trainer(source(), max_steps=2)
+    first = trainer(source(), max_steps=2, token_budget=token_budget)
     await asyncio.to_thread(first.train)
     checkpoint = last_checkpoint(tmp_path / "trl")
     assert checkpoint is not None
     assert checkpoint.name == "checkpoint-2"
-    assert [len(step) for step in first.trained] == [3, 3]
     assert first.state.log_history[0]["ratio"] == pytest.approx(1, abs=1e-4), "TRL finds the same logprobs"
 
     again = source()
     again.resume_from(checkpoint)
-    second = trainer(again, max_steps=10)
+    second = trainer(again, max_steps=20, token_budget=token_budget)
     await asyncio.to_thread(second.train, resume_from_checkpoint=str(checkpoint))
 
     trained = [sequence for step in [*first.trained, *second.trained] for sequence in step]
     assert sorted(trained) == sorted(map(drawn, trajectories)), "each sequence once, of two starts together"
-    assert second.state.global_step == 4, "the trainer stops with the stream"
+    steps = len(first.trained) + len(second.trained)
+    assert second.state.global_step == steps < 20, "the trainer stops with the stream"
+    if token_budget == 0:
+        assert steps == 4, "three samples a step, of groups of two"
     losses = [entry["loss"] for entry in second.state.log_history if "loss" in entry]
-    assert len(losses) == 4
+    assert len(losses) == steps
     assert all(map(math.isfinite, losses))
 
     async with ControlFollower(kafka) as control:
         announced = control.latest(PolicyVersion)
     assert announced is not None
-    assert announced[0].version == 4
+    assert announced[0].version == steps
     published = load_file(Path(announced[0].uri) / "model.safetensors")
     began = load_file(tiny_model_dir / "model.safetensors")
     assert published.keys() == began.keys()
