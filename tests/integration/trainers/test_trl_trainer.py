@@ -94,7 +94,7 @@ def trainer(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             self.trained.append([tuple(logprobs[segments == n].tolist()) for n in segments.unique()])
             return super().training_step(model, inputs, num_items_in_batch)
 
-    def make(source: TrlStream, **options: Any) -> Any:
+    def make(source: TrlStream, peft_config: Any = None, **options: Any) -> Any:
         from datasets import Dataset
 
         settings: dict[str, Any] = {
@@ -120,6 +120,7 @@ def trainer(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             rollout_worker=source.rollout_worker,
             weight_transfer=source.weight_transfer,
             callbacks=[source.callback],
+            peft_config=peft_config,
         )
         AttentionInterface.register(TREE_ATTENTION, tree_attention_on_cpu)
         return made
@@ -220,6 +221,32 @@ async def test_a_restored_trainer_trains_on_what_was_read_ahead_and_on_nothing_t
     for name, parameter in second.model.named_parameters():
         np.testing.assert_array_equal(published[name], parameter.detach().numpy())
     assert any((published[name] != began[name]).any() for name in began), "the model has learnt something"
+
+
+@pytest.mark.broker
+async def test_a_lora_is_published_merged_as_a_model_that_workers_can_load(
+    kafka: KafkaSettings,
+    scored: Callable[[int, int], Trajectory],
+    send: Send,
+    emitted: Emitted,
+    trainer: Trainer,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+) -> None:
+    from peft import LoraConfig
+    from safetensors.numpy import load_file
+
+    await send(scored(group, member) for group in range(2) for member in range(MEMBERS))
+    await emitted(2, is_finished=True)
+    source = TrlStream(kafka, policies=tmp_path / "policies", groups_per_batch=1, timeout_s=30)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    await asyncio.to_thread(trainer(source, lora, max_steps=1, per_device_train_batch_size=2).train)
+    (newest,) = (tmp_path / "policies").glob("v1-*")
+    published = load_file(newest / "model.safetensors")
+    began = load_file(tiny_model_dir / "model.safetensors")
+    assert published.keys() == began.keys()
+    changed = {name for name in began if (published[name] != began[name]).any()}
+    assert changed == {name for name in began if "q_proj" in name}
 
 
 @pytest.mark.broker
