@@ -235,7 +235,10 @@ class ControlFollower:
 
         So whatever compaction removed below ``offset`` is known by the newer record that replaced it.
         """
-        end: int | None = None if self._consumer is None else self._consumer.highwater(self._partition)
+        consumer = self._consumer
+        if consumer is None or self._partition not in consumer.assignment():  # the topic may be gone
+            return False
+        end: int | None = consumer.highwater(self._partition)
         return end is not None and self._read_to > offset and self._read_to >= end
 
     async def wait_for_change(self, timeout_s: float) -> bool:
