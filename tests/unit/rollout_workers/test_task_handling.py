@@ -365,11 +365,11 @@ async def test_a_task_that_cannot_be_run_fails_and_names_the_cause(broken: Rollo
     assert names in trajectory.error.message
 
 
-async def run_pinned(pin: PolicyPin, folder: Path) -> World:
-    """What comes of a task pinned to a policy, on a worker that follows no trainer."""
+async def run_pinned(pin: PolicyPin, folder: Path, world: World | None = None) -> World:
+    """What comes of a task pinned to a policy, on a worker that follows no trainer and has just begun."""
+    world = world or World()
     engine = ScriptedEngine(script)
-    follower = PolicyFollower(engine, Silence(), folder)
-    world = World(policies=follower)
+    follower = world.policies = PolicyFollower(engine, Silence(), folder)
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         following = group.create_task(follower.run())
         assert await world.worker(engine=engine).handle(record_of(pinned(pin)))
@@ -384,6 +384,21 @@ async def test_a_pinned_task_is_drawn_by_its_policy_and_says_so(tmp_path: Path) 
     assert world.trajectory.status == "completed"
     spans = world.trajectory.samples[0].version_spans
     assert {(span.lineage, span.version) for span in spans} == {(1, 2)}
+
+
+async def test_a_pinned_episode_of_a_dead_worker_goes_on_under_its_pin(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"w")
+    pin = PolicyPin(lineage=1, version=2, uri=str(tmp_path), manifest_sha256=seal_policy(tmp_path))
+    undisturbed = await run_pinned(pin, tmp_path / "cache")
+    for number in range(len(undisturbed.log.records)):
+        world = World()
+        world.log.dies_at = (number, "after")
+        with pytest.raises((KilledError, BaseExceptionGroup)):
+            await run_pinned(pin, tmp_path / "cache", world)
+        world.log.dies_at = None
+        await run_pinned(pin, tmp_path / "cache", world)
+        assert {record.value for record in world.published} == {undisturbed.published[0].value}, number
+        assert len(world.sampled) <= len(undisturbed.sampled) + 1
 
 
 async def test_a_pinned_task_whose_policy_is_gone_fails_as_invalid_and_names_the_cause(tmp_path: Path) -> None:
