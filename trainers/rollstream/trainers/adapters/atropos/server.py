@@ -20,7 +20,7 @@ import json
 import logging
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -28,47 +28,18 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from rollstream.schemas.errors import SettingsError
-from rollstream.trainers.adapters.atropos.scored_groups import GroupRules, members_of, refusal, scored_group
-from rollstream.trainers.adapters.atropos.served_batches import ServedBatches, WaitingGroup
+from rollstream.schemas.errors import InvalidMessageError, SettingsError
+from rollstream.trainers.adapters.atropos.registration import read_registration, saved_registration
+from rollstream.trainers.adapters.atropos.scored_groups import GroupRules
+from rollstream.trainers.adapters.atropos.served_batches import ServedBatches
+from rollstream.trainers.adapters.atropos.shelf import GroupShelf
 from rollstream.trainers.adapters.checkpoints import SETTLE_S, CheckpointWatch
-from rollstream.trainers.adapters.group_source import LOOK_S, GroupSource
+from rollstream.trainers.adapters.group_source import GroupSource
 from rollstream.trainers.adapters.progress_file import ProgressFile
-from rollstream.trainers.batches import TrajectoryGroup
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.transport.settings import KafkaSettings
 
 logger = logging.getLogger(__name__)
-
-ODD_SIZES_BATCHES = 8
-"""So many batches' worth of groups are looked through for a combination that makes a batch."""
-NO_EXAMPLE: dict[str, Any] = {
-    key: []
-    for key in (
-        "tokens",
-        "masks",
-        "scores",
-        "advantages",
-        "ref_logprobs",
-        "generation_params",
-        "inference_logprobs",
-        "messages",
-        "images",
-    )
-}
-
-
-class Registration(msgspec.Struct, frozen=True, kw_only=True):
-    """What a trainer says of itself; the names are Atropos'."""
-
-    wandb_group: str
-    wandb_project: str
-    batch_size: int
-    max_token_len: int
-    checkpoint_dir: str
-    save_checkpoint_interval: int
-    starting_step: int
-    num_steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +86,19 @@ async def run_server(
     watch = CheckpointWatch(options.settle_s)
     source = GroupSource(kafka, trainer, restored=ledger.stream_state, checkpoints=options.checkpoints, watch=watch)
     async with source:
-        server = _Server(source, ledger, progress, trainer, options)
+        shelf = GroupShelf(
+            source,
+            ledger,
+            options.rules,
+            max_queued_batches=options.max_queued_batches,
+            registration=saved_registration(ledger.registration),
+        )
+        server = _Server(source, shelf, ledger, progress, trainer.max_staleness)
         runner = web.AppRunner(server.app(), access_log=None)
         await runner.setup()
         try:
             await _listen(runner, options, on_listening)
-            await server.fill(stop)
+            await shelf.fill(stop)
         finally:
             await runner.cleanup()
 
@@ -138,22 +116,18 @@ class _Server:
     def __init__(
         self,
         source: GroupSource,
+        shelf: GroupShelf,
         ledger: ServedBatches,
         progress: ProgressFile,
-        trainer: TrainerSettings,
-        options: ServeOptions,
+        max_staleness: int | None,
     ) -> None:
         self._source = source
         self._ledger = ledger
         self._progress = progress
-        self._max_staleness = trainer.max_staleness
-        self._options = options
-        self._registration = _checked(ledger.registration)
-        self._latest: dict[str, Any] = NO_EXAMPLE
+        self._max_staleness = max_staleness
+        self._shelf = shelf
         self._asking = asyncio.Lock()
         """One request at a time changes the ledger and its file."""
-        self._room = asyncio.Event()
-        self._has_warned = False
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -176,69 +150,6 @@ class _Server:
         )
         return app
 
-    async def fill(self, stop: asyncio.Event) -> None:
-        """Take groups from the stream while there is room for them."""
-        while not stop.is_set():
-            state = self._source.state()
-            if self._source.has_begun:
-                self._ledger.note_state(state)
-            if not self._has_room() or self._source.has_ended:
-                await self._source.publish_checkpoint()
-                await self._wait_for_room()
-            group = await self._source.next_group() if self._has_room() else None
-            if group is not None:
-                self._take_in(group, state)
-
-    def _take_in(self, group: TrajectoryGroup, state: dict[str, Any]) -> None:
-        rules = self._options.rules
-        if rules.max_token_len is None and self._registration is not None:
-            rules = replace(rules, max_token_len=self._registration.max_token_len)
-        members = members_of(group)
-        reason = refusal(members, rules)
-        if reason is not None:
-            logger.info("group %d of run %r is left out: %s", group.group_index, group.run_id, reason)
-            return
-        self._latest = scored_group(group, members, rules)
-        self._ledger.add(
-            WaitingGroup(
-                key=(group.run_id, group.group_index),
-                size=len(members),
-                data=self._latest,
-                staleness=group.staleness,
-                version=self._source.version,
-                state_before=state,
-            )
-        )
-
-    def _has_room(self) -> bool:
-        if self._registration is None:
-            return self._ledger.waiting_groups == 0
-        batch_size, sequences = self._registration.batch_size, self._ledger.waiting_sequences
-        if sequences < self._options.max_queued_batches * batch_size:
-            return True
-        if self._ledger.can_form(batch_size):
-            return False
-        if sequences < ODD_SIZES_BATCHES * batch_size:
-            return True
-        if not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                "%d sequences wait in %d groups, and none of these groups make a batch of exactly %d: make the "
-                "trainer's batch size a multiple of the group size",
-                sequences,
-                self._ledger.waiting_groups,
-                batch_size,
-            )
-        return False
-
-    async def _wait_for_room(self) -> None:
-        self._room.clear()
-        try:
-            async with asyncio.timeout(LOOK_S):
-                await self._room.wait()
-        except TimeoutError:
-            return
-
     async def _save(self, *, has_left: bool = True) -> None:
         await asyncio.to_thread(self._progress.save, self._ledger.saved(has_left=has_left))
 
@@ -246,13 +157,13 @@ class _Server:
         return web.json_response({"message": "AtroposLib API, served by RollStream"})
 
     async def _info(self, request: web.Request) -> web.Response:
-        known = self._registration
+        known = self._shelf.registration
         return web.json_response(
             {"batch_size": known.batch_size if known else -1, "max_token_len": known.max_token_len if known else -1}
         )
 
     async def _wandb_info(self, request: web.Request) -> web.Response:
-        known = self._registration
+        known = self._shelf.registration
         return web.json_response(
             {"group": known.wandb_group if known else None, "project": known.wandb_project if known else None}
         )
@@ -261,25 +172,22 @@ class _Server:
         return web.json_response({"current_step": self._ledger.step, "queue_size": self._ledger.waiting_groups})
 
     async def _latest_example(self, request: web.Request) -> web.Response:
-        return web.json_response(self._latest)
+        return web.json_response(self._shelf.latest)
 
     async def _register(self, request: web.Request) -> web.Response:
         try:
-            body = msgspec.json.decode(await request.read(), type=dict[str, Any])
-            registration = msgspec.convert(body, Registration, strict=False)
-            if registration.batch_size < 1:
-                raise msgspec.ValidationError(f"batch_size is {registration.batch_size}: at least 1 is needed")
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            registration = read_registration(await request.read())
+        except InvalidMessageError as error:
             return web.json_response({"detail": str(error)}, status=HTTPStatus.UNPROCESSABLE_ENTITY)
         async with self._asking:
-            self._registration = registration
+            self._shelf.registration = registration
             self._ledger.register(msgspec.to_builtins(registration), registration.starting_step)
             await self._save()
-        self._room.set()
+        self._shelf.make_room()
         return web.json_response({"uuid": uuid.uuid4().int})
 
     async def _batch(self, request: web.Request) -> web.StreamResponse:
-        known = self._registration
+        known = self._shelf.registration
         if known is None:
             message = "Trainer not registered. Call /register first."
             return web.json_response({"status": "error", "message": message, "batch": []})
@@ -292,7 +200,7 @@ class _Server:
             )
             if had_batch or batch is not None:
                 await self._save(has_left=False)
-            self._room.set()
+            self._shelf.make_room()
             if batch is None:
                 return web.json_response({"batch": None})
             body = await asyncio.to_thread(_encoded, {"batch": batch})
@@ -311,13 +219,6 @@ class _Server:
     async def _refuse(self, request: web.Request) -> web.Response:
         message = f"{request.path}: this server is fed by RollStream; environments and resets have no place here"
         return web.json_response({"detail": message}, status=HTTPStatus.CONFLICT)
-
-
-def _checked(registration: dict[str, Any] | None) -> Registration | None:
-    try:
-        return None if registration is None else msgspec.convert(registration, Registration)
-    except msgspec.ValidationError as error:
-        raise SettingsError(f"the registration in the state file is none: {error}; name another file") from error
 
 
 def _encoded(body: dict[str, Any]) -> bytes:
