@@ -207,8 +207,8 @@ class ScorerWorker:
             results = members if is_passed else await self._scored(members, is_complete=bundle.is_complete)
             for held, result in zip(bundle.members, results, strict=True):
                 await self._send(held, result)
-                self._finish([held.place], intake)
-            self._finish([copy.place for copy in bundle.copies], intake)
+            # Together: a group that came back without some of its members would be scored as another group.
+            self._finish([held.place for held in (*bundle.members, *bundle.copies)], intake)
         finally:
             self._changed.set()
 

@@ -92,9 +92,9 @@ class JudgeScorerSettings(BaseModel):
     """Regular expression whose first group is the number; its last match in the answer counts."""
     score_key: str | None = None
     """Instead of the pattern: the key of the number in the last JSON object of the answer."""
-    lowest: float = 0.0
+    lowest: float = Field(default=0.0, allow_inf_nan=False)
     """The worst score: reward 0."""
-    highest: float = 10.0
+    highest: float = Field(default=10.0, allow_inf_nan=False)
     """The best score: reward 1. What lies outside the two is malformed."""
 
     @model_validator(mode="after")
@@ -130,7 +130,7 @@ class ScorerSettings(BaseModel):
     """Judge models by name; `default` is the one that is meant where none is named."""
     combine: Rule = "replace"
     """The new reward: the scores (`replace`), the old one and the scores (`add`), or exactly `weights` (`weighted`)."""
-    weights: dict[str, float] = Field(default_factory=dict[str, float])
+    weights: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict[str, float])
     """How much each named reward counts; 1 where none is given and `combine` does not say `weighted`."""
     outcome_name: str = Field(default="outcome", min_length=1)
     """Under which name the reward that was there before is kept."""

@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from rollstream.schemas.codec import decode, encode
 from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.scorers.combining import Combination, ScorerFailure, combination, scored
 from rollstream.scorers.scoring import Score
+from rollstream.scorers.settings import ScorerSettings
 
 Make = Callable[..., Trajectory]
 FAILED = ScorerFailure("TransientError", "the judge is down")
@@ -95,3 +98,15 @@ def test_names_that_clash_and_weights_of_nothing_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"names \['jugde'\]"):
         combination("add", {"jugde": 1.0}, ["judge"], "outcome")
     assert combination("add", {"outcome": 0.5}, ["a"], "outcome") == Combination({"a": 1.0, "outcome": 0.5}, "outcome")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"weights": {"judge": float("nan")}},
+        {"scorers": {"judge": {"kind": "judge", "highest": float("inf")}}},
+    ],
+)
+def test_weights_and_scales_that_would_make_every_reward_unknown_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        ScorerSettings.model_validate(values)
