@@ -216,19 +216,25 @@ async def test_an_own_evaluator_rolls_out_what_it_wants_and_returns_metrics(
         "    easy = await context.rollout_data(samples=1)\n"
         "    rows = [{'question': f'What is {n} + {n}?', 'answer': str(2 * n)} for n in (5, 5, 0)]\n"
         "    groups = await context.rollout(rows, label='sure', samples=2, reward='exact')\n"
+        "    groups = await context.rollout(rows, label='sure', samples=2, reward='exact')\n"
         "    return {'groups': len(easy), 'turns': [float(len(group)) for group in groups]}\n"
+        "async def one_label(context):\n"
+        "    for answer in ('5', '7'):\n"
+        "        await context.rollout([{'question': '2 + 3?', 'answer': answer}], samples=1, reward='exact')\n"
         "def nonsense(context):\n    return 'good'\n"
     )
     settings = evaluation_settings(evaluator="evaluator_of_mine:evaluate")
     async with scripted_worker():
         evaluation = await evaluated(settings)
         again = await evaluated(settings)
+        with pytest.raises(SettingsError, match="label 'rows' has rolled out other rows"):
+            await evaluated(evaluation_settings(evaluator="evaluator_of_mine:one_label"))
     assert evaluation.metrics["groups"].mean == 6
     assert (evaluation.metrics["turns"].mean, evaluation.metrics["turns"].prompts) == (2, 3)
     assert list(evaluation.environments) == ["sums.jsonl", "sure"]
     assert (evaluation.episodes.wanted, evaluation.episodes.completed) == (12, 12)
     assert again.prompts == evaluation.prompts
-    assert (await read_task_log(kafka, "")).records_read == 12
+    assert (await read_task_log(kafka, "")).records_read == 12 + 1
     with pytest.raises(SettingsError, match="returned 'good'"):
         await evaluated(evaluation_settings(evaluator="evaluator_of_mine:nonsense"))
 

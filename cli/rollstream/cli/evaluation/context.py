@@ -8,7 +8,7 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,13 @@ class _PlannedRun:
     data_digest: str
 
 
+@dataclass(slots=True)
+class _Rollout:
+    run_id: str
+    episodes: list[EpisodeFacts] = field(default_factory=list[EpisodeFacts])
+    outcome: RolloutOutcome | None = None
+
+
 class EvaluationContext:
     """Given to an own evaluator: ``async def evaluate(context) -> dict[str, float | list[float]]``.
 
@@ -47,8 +54,6 @@ class EvaluationContext:
     Attributes:
         settings: of this evaluation.
         policy: the only one that may draw tokens.
-        episodes: of all rollouts so far.
-        outcomes: of all rollouts so far.
         data_digests: per environment, of the data.
     """
 
@@ -63,14 +68,24 @@ class EvaluationContext:
     ) -> None:
         self.settings = settings
         self.policy = policy
-        self.episodes: list[EpisodeFacts] = []
-        self.outcomes: list[RolloutOutcome] = []
         self.data_digests: dict[str, str] = {}
+        self._rollouts: dict[str, _Rollout] = {}
+        """By label; empty: of the evaluation's own data."""
         self._kafka = kafka
         self._stop = stop
         self._on_progress = on_progress
         self._score = load_function(settings.score, kind="score") if settings.score is not None else None
         self._deadline_s = asyncio.get_running_loop().time() + settings.timeout_s
+
+    @property
+    def episodes(self) -> list[EpisodeFacts]:
+        """Of all rollouts so far, each once."""
+        return [episode for rollout in self._rollouts.values() for episode in rollout.episodes]
+
+    @property
+    def outcomes(self) -> list[RolloutOutcome]:
+        """Of all rollouts so far; of one that was called again, the last."""
+        return [rollout.outcome for rollout in self._rollouts.values() if rollout.outcome is not None]
 
     @property
     def left_s(self) -> float:
@@ -103,7 +118,7 @@ class EvaluationContext:
 
         Args:
             rows: as they would stand in a JSONL file, at least one.
-            label: tells rollouts apart; also their environment in the report.
+            label: tells rollouts apart, so other rows need another one; also their environment in the report.
             samples: episodes per row; default: the evaluation's.
             options: keys of ``[producer]`` that go before those of the evaluation's ``tasks``.
 
@@ -112,7 +127,7 @@ class EvaluationContext:
             another policy are left out, and counted in the report.
 
         Raises:
-            SettingsError: a row or an option is wrong.
+            SettingsError: a row or an option is wrong, or the label is that of other rows or options.
         """
         if not rows:
             raise SettingsError("a rollout needs at least one row")
@@ -128,16 +143,17 @@ class EvaluationContext:
         self, source: str, options: Mapping[str, Any], *, label: str, keeps: bool, samples: int | None = None
     ) -> list[list[Trajectory]]:
         run = await asyncio.to_thread(self._planned, source, options, label, samples)
+        rollout = self._begun(label, run.settings.run_id)
         self.data_digests[run.data_source] = run.data_digest
         kept: dict[int, dict[int, Trajectory]] = defaultdict(dict)
 
         async def see(trajectory: Trajectory) -> None:
             facts = await self._facts(trajectory)
-            self.episodes.append(facts)
+            rollout.episodes.append(facts)
             if keeps and not facts.is_foreign:
                 kept[trajectory.group_index][trajectory.member_index] = trajectory
 
-        outcome = await roll_out(
+        rollout.outcome = await roll_out(
             run.settings,
             self._kafka,
             prompts=run.prompts,
@@ -147,10 +163,25 @@ class EvaluationContext:
             see=see,
             on_progress=self._on_progress,
         )
-        self.outcomes.append(outcome)
         if not keeps:
             return []
         return [[members[m] for m in sorted(members)] for members in (kept[g] for g in range(run.prompts))]
+
+    def _begun(self, label: str, run_id: str) -> _Rollout:
+        """An account for what is rolled out now; it replaces that of the same run.
+
+        Raises:
+            SettingsError: another run goes by the label: their prompts would be taken for each other's.
+        """
+        known = self._rollouts.get(label)
+        if known is not None and known.run_id != run_id:
+            named = f"label {label!r}" if label else "rollout_data()"
+            raise SettingsError(
+                f"{named} has rolled out other rows, or the same under other options, before: give each rollout of an "
+                "evaluator a label of its own"
+            )
+        self._rollouts[label] = _Rollout(run_id)
+        return self._rollouts[label]
 
     def _planned(self, source: str, options: Mapping[str, Any], label: str, samples: int | None) -> _PlannedRun:
         """The run's settings; its id is a function of everything that decides its tasks."""
