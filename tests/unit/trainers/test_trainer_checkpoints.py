@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,35 @@ def test_checkpoints_are_found_where_the_trainer_saves_them(tmp_path: Path) -> N
     assert {step: [name for name, _, _ in seen] for step, seen in looks_at(tmp_path).items()} == {12: ["config.json"]}
     assert checkpoint_path(tmp_path, 12) == directory
     assert checkpoint_path(tmp_path, 13) is None
+
+
+def test_of_two_directories_of_one_step_the_one_looked_at_is_published(tmp_path: Path) -> None:
+    for name, file in (("adapter_step_5", "adapter_config.json"), ("step_5", "config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    [(step, seen)] = looks_at(tmp_path).items()
+    assert [name for name, _, _ in seen] == ["config.json"]
+    assert checkpoint_path(tmp_path, step) == tmp_path / "step_5"
+
+
+def test_a_checkpoint_that_the_trainer_removes_while_it_is_looked_at_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        (tmp_path / f"step_{step}" / "optimizer").mkdir(parents=True)
+        (tmp_path / f"step_{step}" / "config.json").write_text("{}")
+    stat = Path.stat
+
+    def stat_too_late(self: Path, **options: bool) -> os.stat_result:
+        if self.parent == tmp_path / "step_1":
+            shutil.rmtree(self.parent, ignore_errors=True)
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stat_too_late)
+    assert {step: {name for name, _, _ in seen} for step, seen in looks_at(tmp_path).items()} == {
+        1: set(),
+        2: {"config.json"},
+    }
 
 
 def test_the_state_file_holds_what_was_saved_last_or_nothing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +17,7 @@ import pytest_asyncio
 
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.trainers.adapters.atropos.pusher import PushOptions, run_pusher
+from rollstream.trainers.adapters.atropos.server import ServeOptions, run_server
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.transport.settings import KafkaSettings
 
@@ -164,6 +166,60 @@ async def test_a_trainer_that_dies_in_a_step_gets_the_same_batch_again(
     await ours.register()
     assert indices(await ours.batch()) == lost
     assert sorted(lost + indices(await ours.batch())) == [0, 1, 2, 3]
+
+
+async def has(server: Server, **status: int) -> bool:
+    return status.items() <= (await server.get("/status")).items()
+
+
+async def test_a_batch_that_could_not_be_noted_down_is_not_taken_for_trained_on(
+    make_trajectory: Make, send: Send, emitted: Emitted, start: Start, until: Until, tmp_path: Path
+) -> None:
+    await send(groups_of(make_trajectory, *range(2)))
+    await emitted(2, is_finished=True)
+    ours, _ = await start()
+    await ours.register()
+    in_the_way = tmp_path / "serve.json.part"
+    in_the_way.mkdir()
+
+    async def fails() -> bool:
+        async with ours.session.get(f"{ours.url}/batch") as response:
+            return response.status == 500
+
+    await until(fails)
+    in_the_way.rmdir()
+    assert indices(await ours.batch()) == [0, 1]
+
+
+async def test_a_trainer_that_stops_reading_does_not_keep_the_next_one_waiting(
+    kafka: KafkaSettings,
+    make_trajectory: Make,
+    send: Send,
+    emitted: Emitted,
+    trainer_of: TrainerOf,
+    until: Until,
+    tmp_path: Path,
+) -> None:
+    """The batch is more than the buffers of two sockets hold."""
+    await send(make_trajectory(group, member, tokens=100_000) for group in range(2) for member in range(2))
+    await emitted(2, is_finished=True)
+    options = ServeOptions(state_file=tmp_path / "serve.json", port=0, answer_s=5.0)
+    stop, listening = asyncio.Event(), asyncio.get_running_loop().create_future()
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(run_server(kafka, TrainerSettings(), options, stop, on_listening=listening.set_result))
+        port = await listening
+        ours = trainer_of(f"http://127.0.0.1:{port}")
+        await ours.register(max_token_len=1_000_000)
+        await until(lambda: has(ours, queue_size=2))
+        deaf = socket.socket()
+        with deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", port))
+            deaf.sendall(b"GET /batch HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await until(lambda: has(ours, current_step=1))
+            await ours.register(max_token_len=1_000_000)
+            assert indices(await ours.batch()) == [0, 1]
+        stop.set()
 
 
 async def test_environments_are_told_that_they_have_no_place_here(start: Start) -> None:

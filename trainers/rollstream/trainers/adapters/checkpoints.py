@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 
 Look = frozenset[tuple[str, int, int]]
 """Name, size in bytes and time of change (ns) of every file of a checkpoint."""
@@ -30,7 +31,10 @@ def step_of(name: str) -> int | None:
 
 
 def looks_at(directory: Path) -> dict[int, Look]:
-    """Every checkpoint in ``directory`` as it looks now, by step; blocking. A missing directory holds none."""
+    """Every checkpoint in ``directory`` as it looks now, by step; blocking. A missing directory holds none.
+
+    Of several directories of one step the last by name counts: ``step_7`` before ``adapter_step_7``.
+    """
     looks: dict[int, Look] = {}
     for entry in sorted(directory.glob("*")):
         if (step := step_of(entry.name)) is not None and entry.is_dir():
@@ -39,8 +43,9 @@ def looks_at(directory: Path) -> dict[int, Look]:
 
 
 def checkpoint_path(directory: Path, step: int) -> Path | None:
-    """The directory of a step; None if it is gone."""
-    return next((entry for entry in directory.glob("*") if entry.is_dir() and step_of(entry.name) == step), None)
+    """The directory of a step that ``looks_at`` has looked at; None if it is gone."""
+    found = [entry for entry in sorted(directory.glob("*")) if step_of(entry.name) == step and entry.is_dir()]
+    return found[-1] if found else None
 
 
 @dataclass
@@ -75,12 +80,13 @@ def _holds_weights(look: Look) -> bool:
 
 
 def _look(directory: Path) -> Look:
+    """Nothing, if the trainer removes the directory meanwhile."""
     files: set[tuple[str, int, int]] = set()
-    for path in directory.rglob("*"):
-        try:
+    try:
+        for path in directory.rglob("*"):
             status = path.stat()
-        except FileNotFoundError:
-            continue
-        if path.is_file() and path.name != MANIFEST:
-            files.add((str(path.relative_to(directory)), status.st_size, status.st_mtime_ns))
+            if S_ISREG(status.st_mode) and path.name != MANIFEST:
+                files.add((str(path.relative_to(directory)), status.st_size, status.st_mtime_ns))
+    except FileNotFoundError:
+        return frozenset()
     return frozenset(files)

@@ -55,6 +55,7 @@ class ServeOptions:
             at the very next question: for trainers that ask only after their step.
         checkpoints: directory in which the trainer saves ``step_<n>``, to be published; None: it is not watched.
         settle_s: a checkpoint is whole when nothing in it has changed for this long.
+        answer_s: a trainer that has not taken its batch within this time has left; the next one is not kept waiting.
     """
 
     state_file: Path
@@ -65,6 +66,7 @@ class ServeOptions:
     pauses: bool = True
     checkpoints: Path | None = None
     settle_s: float = SETTLE_S
+    answer_s: float = 120.0
 
 
 async def run_server(
@@ -93,7 +95,7 @@ async def run_server(
             max_queued_batches=options.max_queued_batches,
             registration=saved_registration(ledger.registration),
         )
-        server = _Server(source, shelf, ledger, progress, trainer.max_staleness)
+        server = _Server(source, shelf, ledger, progress, trainer.max_staleness, options.answer_s)
         runner = web.AppRunner(server.app(), access_log=None)
         await runner.setup()
         try:
@@ -120,11 +122,13 @@ class _Server:
         ledger: ServedBatches,
         progress: ProgressFile,
         max_staleness: int | None,
+        answer_s: float,
     ) -> None:
         self._source = source
         self._ledger = ledger
         self._progress = progress
         self._max_staleness = max_staleness
+        self._answer_s = answer_s
         self._shelf = shelf
         self._asking = asyncio.Lock()
         """One request at a time changes the ledger and its file."""
@@ -198,23 +202,37 @@ class _Server:
             batch = self._ledger.next_batch(
                 known.batch_size, version=self._source.version, max_staleness=self._max_staleness
             )
-            if had_batch or batch is not None:
-                await self._save(has_left=False)
-            self._shelf.make_room()
-            if batch is None:
-                return web.json_response({"batch": None})
-            body = await asyncio.to_thread(_encoded, {"batch": batch})
-            response = web.Response(body=body, content_type="application/json")
-            response.enable_compression()
+            has_left = False
             try:
+                if had_batch or batch is not None:
+                    await self._save(has_left=False)
+                self._shelf.make_room()
+                if batch is None:
+                    return web.json_response({"batch": None})
+                response = web.Response(
+                    body=await asyncio.to_thread(_encoded, {"batch": batch}), content_type="application/json"
+                )
+                has_left = await self._send(request, response)
+            finally:
+                if batch is not None and not has_left:
+                    self._ledger.take_back()
+            if has_left:
+                await self._save()
+            return response
+
+    async def _send(self, request: web.Request, response: web.Response) -> bool:
+        """Whether all of it was taken."""
+        response.enable_compression()
+        try:
+            async with asyncio.timeout(self._answer_s):
                 await response.prepare(request)
                 await response.write_eof()
-            except ConnectionError:
-                logger.warning("the trainer left before it had its batch; it will be in the next one")
-                self._ledger.take_back()
-                return response
-            await self._save()
-            return response
+        except (ConnectionError, TimeoutError):
+            logger.warning("the trainer left before it had its batch; it will be in the next one")
+            if request.transport is not None:
+                request.transport.abort()
+            return False
+        return True
 
     async def _refuse(self, request: web.Request) -> web.Response:
         message = f"{request.path}: this server is fed by RollStream; environments and resets have no place here"

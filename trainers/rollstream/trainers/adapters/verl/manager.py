@@ -26,7 +26,13 @@ from typing import Any, TypeVar
 
 from rollstream.schemas import ids
 from rollstream.schemas.control import TrainerStart
-from rollstream.schemas.errors import InvalidMessageError, PolicyFilesError, SettingsError, TransientError
+from rollstream.schemas.errors import (
+    InvalidMessageError,
+    PolicyFilesError,
+    SettingsError,
+    TransientError,
+    single_errors,
+)
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.trainers.adapters.verl import tensors
 from rollstream.trainers.adapters.verl.options import plain_config, read_options, read_rollout_config
@@ -215,10 +221,13 @@ class RollStreamManager:
         for prompt in batch:
             self._pending.add(self._groups_emitted, prompt, deadline_s=deadline_s)
             self._groups_emitted += 1
-        async with asyncio.TaskGroup() as sending:
-            for task in tasks:
-                partition = ids.group_partition(task.group_id, self._partitions)
-                sending.create_task(self._publisher.publish(task, key=task.group_id, partition=partition))
+        try:
+            async with asyncio.TaskGroup() as sending:
+                for task in tasks:
+                    partition = ids.group_partition(task.group_id, self._partitions)
+                    sending.create_task(self._publisher.publish(task, key=task.group_id, partition=partition))
+        except ExceptionGroup as errors:
+            raise next(single_errors(errors)) from errors
 
     async def _publish_weights(self, global_steps: int) -> None:
         """Announce what verl has saved last, unless it is of a training that this one does not go on from."""
