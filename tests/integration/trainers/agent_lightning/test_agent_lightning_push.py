@@ -22,6 +22,7 @@ from rollstream.trainers.adapters.agent_lightning.pusher import AgentLightningSe
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.transport.settings import KafkaSettings
 
+EXAMPLE = Path(__file__).parents[4] / "examples" / "agent_lightning_replay.py"
 Make = Callable[..., Trajectory]
 Send = Callable[[Iterable[Trajectory]], Awaitable[None]]
 Emitted = Callable[..., Awaitable[None]]
@@ -209,6 +210,24 @@ async def test_the_command_pushes_with_the_key_of_its_file(
     assert (process.returncode, out.decode().strip()) == (0, "2 trajectories pushed")
     assert stand_in.keys == {"Bearer secret"}
     assert len(stand_in.rollouts) == 2
+
+
+@pytest.mark.broker
+async def test_the_example_pushes_old_trajectories_and_may_be_run_again(
+    kafka: KafkaSettings, make_trajectory: Make, send: Send, stand_in: StandIn
+) -> None:
+    await send(make_trajectory(group, member) for group in range(3) for member in range(2))
+    await send([make_trajectory(9, 0, run_id="other")])
+    command = [sys.executable, str(EXAMPLE), stand_in.url, "--run-id", "run"]
+    command += ["--bootstrap", kafka.bootstrap, "--prefix", kafka.prefix]
+    async with asyncio.timeout(90):
+        for _ in range(2):
+            process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            out, _ = await process.communicate()
+            assert process.returncode == 0
+            assert out.decode().splitlines()[-1] == "6 trajectories pushed"
+    assert len(stand_in.rollouts) == 6
+    assert all(len(stand_in.seen(rollout_id)) == 2 for rollout_id in stand_in.rollouts)
 
 
 def _is_real_server_here() -> bool:
