@@ -93,6 +93,30 @@ def test_a_trainer_that_registers_at_the_present_step_has_finished_its_batch() -
     assert ask(ledger) == ask(after) == [2, 3]
 
 
+def test_a_step_that_was_lost_once_is_not_trained_on_twice_later() -> None:
+    ledger = ledger_of(*map(group, range(6)))
+    ledger.register({}, 0)
+    assert ask(ledger) == [0, 1]
+    assert ask(ledger) == [2, 3]
+    ledger.register({}, 1)
+    assert ask(ledger) == [2, 3], "it had saved after the first batch only"
+    ledger = restarted(ledger)
+    for index in range(2, 6):
+        ledger.add(group(index))
+    ledger.register({}, 2)
+    assert ask(ledger) == [4, 5], "it has saved after the second"
+
+
+def test_a_trainer_that_begins_anew_from_its_first_step_keeps_its_own_count() -> None:
+    ledger = ledger_of(*map(group, range(4)))
+    ledger.register({}, 5)
+    assert ask(ledger) == [0, 1]
+    ledger.register({}, 0)
+    assert ask(ledger) == [0, 1]
+    ledger.register({}, 1)
+    assert ask(ledger) == [2, 3]
+
+
 def test_groups_that_grow_too_old_while_they_wait_are_dropped() -> None:
     ledger = ledger_of(group(0, staleness=2), group(1), group(2), group(3, staleness=None))
     assert ask(ledger, version=1, max_staleness=2) == [1, 2]

@@ -55,6 +55,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
     done: list[GroupKey]
     outstanding: list[GroupKey]
     registration: dict[str, Any] | None
+    trained: int | None = None
 
 
 class ServedBatches:
@@ -69,6 +70,8 @@ class ServedBatches:
         restored = _restored(saved)
         self.step = restored.step
         """Batches formed since the trainer's ``starting_step``."""
+        self._trained = restored.step - bool(restored.outstanding) if restored.trained is None else restored.trained
+        """The trainer's step, as it counts them: where it began, and one more for each batch finished since."""
         self.registration = restored.registration
         self.stale_dropped = 0
         self._pauses = pauses
@@ -123,14 +126,16 @@ class ServedBatches:
     def register(self, registration: Mapping[str, Any], starting_step: int) -> None:
         """A trainer begins, or begins again.
 
-        One that begins at the present step has saved its weights after the batch that it had, which is finished so; any
-        other has lost that step.
+        One that begins behind the step before the batch that it had has saved its weights after it, so the batch is
+        finished; any other has lost that step. It is the trainer's own count of steps that tells: batches that were
+        handed out again have raised ``step`` twice.
         """
         self.registration = dict(registration)
-        if starting_step >= self.step:
+        if starting_step > self._trained:
             self._finish()
         else:
             self.take_back()
+        self._trained = starting_step
         self.step = max(self.step, starting_step)
 
     def take_back(self) -> None:
@@ -183,10 +188,12 @@ class ServedBatches:
             done=sorted([*self._done, *self._done_before]),
             outstanding=sorted(self._outstanding) if has_left else [],
             registration=self.registration,
+            trained=self._trained,
         )
         return msgspec.to_builtins(saved)
 
     def _finish(self) -> None:
+        self._trained += bool(self._outstanding)
         for key, entry in self._outstanding.items():
             if entry is None:
                 self._done_before.add(key)
