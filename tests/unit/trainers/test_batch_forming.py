@@ -303,6 +303,50 @@ def test_a_trainer_that_publishes_every_fourth_version_is_held_back_in_time(make
     assert feed.delivered() == [], "at version 8 group 0 would be too old"
 
 
+EACH = 8
+"""Groups that a trainer takes one by one from a policy to the next."""
+
+
+def one_by_one(make: Make) -> Feed:
+    """At version 1 the groups 0 to 7 are trained on, and as many more are under way that began with them."""
+    feed = Feed(groups_per_batch=1, pipeline_depth=2 * EACH - 1, max_staleness=4)
+    feed.former.note_progress(emitted(2 * EACH), now_s=0)
+    feed.add(*(make(index, 0, group_size=1, version=0, lineage=LINEAGE) for index in range(EACH)))
+    assert feed.delivered() == list(range(EACH))
+    feed.former.published(1, POLICY)
+    return feed
+
+
+def test_a_trainer_that_takes_several_batches_for_a_policy_waits_only_when_places_run_out(
+    make_trajectory: Make,
+) -> None:
+    feed = one_by_one(make_trajectory)
+    for version in range(1, 4):
+        fresh = range((version + 1) * EACH, (version + 2) * EACH)
+        feed.former.note_progress(emitted(fresh.stop), now_s=0)
+        feed.add(*(make_trajectory(i, 0, group_size=1, version=version, lineage=LINEAGE) for i in fresh))
+        assert feed.delivered() == list(fresh), "the slow ones have places in the versions to come"
+        feed.former.published(version + 1, POLICY)
+    feed.former.note_progress(emitted(6 * EACH), now_s=0)
+    feed.add(make_trajectory(5 * EACH, 0, group_size=1, version=4, lineage=LINEAGE))
+    assert feed.delivered() == [], "this is their last version"
+    assert len(feed.former.held_for) == EACH
+    slow = range(EACH, 2 * EACH)
+    feed.add(*(make_trajectory(i, 0, group_size=1, version=0, lineage=LINEAGE) for i in slow))
+    assert feed.delivered() == [*slow, 5 * EACH]
+
+
+def test_a_restart_between_two_policies_does_not_change_how_many_groups_a_policy_takes(make_trajectory: Make) -> None:
+    feed = one_by_one(make_trajectory)
+    feed.add(*(make_trajectory(i, 0, group_size=1, version=1, lineage=LINEAGE) for i in range(EACH, EACH + 3)))
+    assert len(feed.delivered()) == 3
+    settings = TrainerSettings(groups_per_batch=1, pipeline_depth=2 * EACH - 1, max_staleness=4, min_members=1)
+    again = BatchFormer(settings, "trajectories", feed.former.state())
+    for former in (feed.former, again):
+        former.published(3, POLICY)
+        assert (former.state().version_step, former.state().version_groups, former.state().groups_since) == (2, 3, 0)
+
+
 def test_what_is_held_takes_memory_until_it_is_taken(make_trajectory: Make) -> None:
     feed = Feed(groups_per_batch=1)
     feed.add(make_trajectory(0, 0, tokens=1000))

@@ -16,7 +16,7 @@ def indices(groups: list[AwaitedGroup]) -> list[int]:
 
 
 def held(batch: list[float], groups: list[AwaitedGroup], *, version: int = 5, step: int = 1) -> list[int]:
-    return indices(held_for(batch, groups, version=version, version_step=step, groups_per_batch=2))
+    return indices(held_for(batch, groups, version=version, version_step=step, groups_per_step=2))
 
 
 def test_a_batch_waits_for_a_group_that_could_not_come_later() -> None:
@@ -67,6 +67,6 @@ def test_it_waits_exactly_if_places_would_lack_that_waiting_may_free(
         awaited(*last_versions),
         version=version,
         version_step=1,
-        groups_per_batch=groups_per_batch,
+        groups_per_step=groups_per_batch,
     )
     assert bool(waits) == expected

@@ -20,6 +20,8 @@ STATE = StreamState(
     policy=PublishedPolicy(uri="/policies/v3", manifest_sha256="ab"),
     counts=Counts(consumed=7, members_excluded={"failed": 2}),
     version_step=4,
+    version_groups=32,
+    groups_since=8,
     limit_marks=[(32, 0), (48, 4)],
     heard_marks={"run": [(3, 0), (9, 4)]},
     passed_over=PassedOver(ends={0: 9, 1: 4}, emitted={"run": 3}),
@@ -93,7 +95,7 @@ def test_the_record_before_the_checkpoint_tells_a_topic_that_was_made_anew() -> 
 def test_a_state_of_a_stream_that_held_nothing_back_yet_is_read() -> None:
     """As it was written before there were marks, filters and seeking."""
     old = STATE.to_dict()
-    for name in ("version_step", "limit_marks", "heard_marks", "passed_over"):
+    for name in ("version_step", "version_groups", "groups_since", "limit_marks", "heard_marks", "passed_over"):
         del old[name]
     for name in ("members_excluded", "partial_dropped", "skipped", "batches_held"):
         del old["counts"][name]

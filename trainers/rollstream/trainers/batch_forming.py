@@ -54,7 +54,11 @@ class BatchFormer:
         self._version = state.version if state else 0
         self._policy = state.policy if state else None
         self._version_step = state.version_step if state else 1
-        self._delivered_at: int | None = None
+        self._version_groups = max(settings.groups_per_batch, state.version_groups if state else 0)
+        """Groups that were delivered while the version rose by that."""
+        self._groups_since = state.groups_since if state else 0
+        """Groups delivered since a policy was published."""
+        self._delivered_at = state.version if state and state.groups_since else None
         """The version at which the newest batch was delivered, if no policy was published since."""
         self._emission = EmissionHistory(state.limit_marks, state.heard_marks) if state else EmissionHistory()
         self._passed_over = state.passed_over if state else None
@@ -123,7 +127,8 @@ class BatchFormer:
         """A new policy version is out; the batch before it is finished."""
         if self._delivered_at is not None and version > self._delivered_at:
             self._version_step = version - self._delivered_at
-        self._delivered_at = None
+            self._version_groups = max(self._settings.groups_per_batch, self._groups_since)
+        self._delivered_at, self._groups_since = None, 0
         self._set_policy(self._ancestry, version)
         self._policy = policy
         self.finish_batch()
@@ -134,7 +139,7 @@ class BatchFormer:
         self._policy = policy
         self.finish_batch()
         self._emission.rolled_back(version)
-        self._delivered_at = None
+        self._delivered_at, self._groups_since = None, 0
 
     def forget_policy(self) -> None:
         """The files of the present version are gone; the same version may be published again."""
@@ -314,6 +319,8 @@ class BatchFormer:
             policy=self._policy,
             counts=self._counts.copied(),
             version_step=self._version_step,
+            version_groups=self._version_groups,
+            groups_since=self._groups_since,
             limit_marks=self._emission.limits(),
             heard_marks=self._emission.heard(),
             passed_over=self._passed_over,
@@ -382,7 +389,7 @@ class BatchFormer:
             self._awaited(settings.max_staleness),
             version=self._version,
             version_step=self._version_step,
-            groups_per_batch=settings.groups_per_batch,
+            groups_per_step=self._version_groups,
         )
 
     def _awaited(self, max_staleness: int) -> list[AwaitedGroup]:
@@ -426,6 +433,7 @@ class BatchFormer:
         counts.groups_consumed += len(batch)
         self._is_hold_counted = False
         self._delivered_at = self._version
+        self._groups_since += len(batch.groups)
         self._emission.forget_below(self._groups.lowest_unclosed())
         for group in batch.groups:
             del self._candidates[GroupKey(group.run_id, group.group_index)]

@@ -1,9 +1,9 @@
 """Whether a batch is held back for slow groups, so that long episodes are not lost to their age. Pure.
 
 A group that began at version ``s`` can be trained on up to version ``s + max_staleness``, its *last version*. Every
-batch raises the trainer's version, so each version has room for one batch. Groups are delivered in the order of their
-last versions; a batch is held back while it would give a place to a group that can wait, and an open group that cannot
-would find no place any more.
+policy raises the trainer's version, so each version has room for the batches from one policy to the next. Groups are
+delivered in the order of their last versions; a batch is held back while it would give a place to a group that can
+wait, and an open group that cannot would find no place any more.
 
 For each version ``d``, the groups with a last version up to ``d`` that are left after this batch need places in the
 batches up to ``d``. If there are too few, and this batch spends a place on a group with a later last version, waiting
@@ -34,7 +34,7 @@ def held_for(
     *,
     version: int,
     version_step: int,
-    groups_per_batch: int,
+    groups_per_step: int,
 ) -> list[AwaitedGroup]:
     """The groups that the batch has to wait for, the most urgent first; empty: deliver it.
 
@@ -42,8 +42,8 @@ def held_for(
         batch: last versions of the groups that would be delivered now; infinite where age does not matter.
         awaited: open groups.
         version: the trainer's.
-        version_step: by how much a batch raises it.
-        groups_per_batch: places in a batch.
+        version_step: by how much a new policy raises it.
+        groups_per_step: places in the batches from one policy to the next.
     """
     latest = max(batch, default=float("-inf"))
     urgent = sorted(
@@ -52,7 +52,7 @@ def held_for(
     )
     needed = 0
     for place, group in enumerate(urgent, start=1):
-        if place > groups_per_batch * ((group.last_version - version) // version_step):
+        if place > groups_per_step * ((group.last_version - version) // version_step):
             needed = place
     if not needed:
         return []

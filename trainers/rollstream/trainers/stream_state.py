@@ -103,7 +103,9 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
         closed: per run, ``[start, end)`` intervals of closed group indices.
         version: of the policy; ``lineage`` is what it was published under, ``forks`` how that lineage came to be.
         policy: files of that version; None if none was published.
-        version_step: by how much the last batch raised the version.
+        version_step: by how much the last policy raised the version.
+        version_groups: groups delivered from the policy before to that one; 0: not known.
+        groups_since: groups delivered since.
         limit_marks: (groups that might be emitted, version from which on) of what open groups still need.
         heard_marks: per run, (groups heard to be emitted, version then).
         passed_over: what a ``seek`` leaves out, while that is not settled.
@@ -121,6 +123,8 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     counts: Counts
     marks: dict[int, int] = msgspec.field(default_factory=dict[int, int])
     version_step: int = 1
+    version_groups: int = 0
+    groups_since: int = 0
     limit_marks: list[tuple[int, int]] = msgspec.field(default_factory=list[tuple[int, int]])
     heard_marks: dict[str, list[tuple[int, int]]] = msgspec.field(default_factory=dict[str, list[tuple[int, int]]])
     passed_over: PassedOver | None = None
