@@ -11,7 +11,7 @@ from base64 import b64decode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from aiokafka import ConsumerRecord
@@ -24,6 +24,7 @@ from rollstream.schemas.errors import SettingsError
 from rollstream.tool_workers.service import run_tool_worker
 from rollstream.tool_workers.settings import ToolWorkerSettings
 from rollstream.trainers import AsyncTrajectoryStream
+from rollstream.trainers.settings import TrainedTopic
 from rollstream.transport.clients import start_producer
 from rollstream.transport.dead_letter_box.log import read_box
 from rollstream.transport.dead_letters import DeadLetterOffice
@@ -38,23 +39,24 @@ BYTES = b"\xff\x00 rubbish \xfe"
 
 @asynccontextmanager
 async def everybody(kafka: KafkaSettings) -> AsyncGenerator[None]:
-    """A rollout worker, a tool worker and a trainer for as long as the block runs."""
+    """A rollout worker, a tool worker and a trainer of each topic of trajectories for as long as the block runs."""
     stop = asyncio.Event()
     rollout = RolloutWorkerSettings(engine=ScriptedSettings(), worker_id=WORKER, drain_s=5)
     tools = ToolWorkerSettings(tools=("calculator",), worker_id="tools-1", drain_s=5)
 
-    async def train() -> None:
-        async with AsyncTrajectoryStream(kafka, trainer_id="trainer-1") as stream:
+    async def train(topic: TrainedTopic) -> None:
+        async with AsyncTrajectoryStream(kafka, trainer_id="trainer-1", topic=topic) as stream:
             async for _ in stream:
                 pass
 
     async with asyncio.TaskGroup() as group:
         group.create_task(run_rollout_worker(rollout, kafka, stop))
         group.create_task(run_tool_worker(tools, kafka, stop))
-        trainer = group.create_task(train())
+        trainers = [group.create_task(train(topic)) for topic in get_args(TrainedTopic)]
         yield
         stop.set()
-        trainer.cancel()
+        for trainer in trainers:
+            trainer.cancel()
 
 
 async def until_listed(kafka: KafkaSettings, send: Callable[[], Awaitable[set[str]]]) -> set[str]:
@@ -94,6 +96,7 @@ async def test_rubbish_on_every_topic_is_listed_with_cause_stack_and_place(
         "tool-calls.default": "tool-worker",
         "tool-results": "tool-client",
         "trajectories": "trainer",
+        "scored-trajectories": "trainer",
         "control": None,
         "dead-letters": "reader of dead-letters",
     }
