@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 from rollstream.schemas.errors import SettingsError
 from rollstream.scorers.scoring import IS_GROUP_SCORER, GroupScoreRequest, Score, as_score, as_scores
+
+THREADS = 8
+"""Calls at once of one function that is not async."""
 
 
 class FunctionScorer:
@@ -17,6 +23,8 @@ class FunctionScorer:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="scorer")
+        """Its own: calls that never return must not take the threads that tokenizers and encoders run in."""
         self.is_for_groups = bool(getattr(function, IS_GROUP_SCORER, False))
 
     async def score(self, request: GroupScoreRequest) -> Sequence[Score]:
@@ -28,7 +36,8 @@ class FunctionScorer:
     async def _call(self, request: object) -> object:
         if inspect.iscoroutinefunction(self._function):
             return await self._function(request)
-        returned = await asyncio.to_thread(self._function, request)
+        run = partial(contextvars.copy_context().run, self._function, request)
+        returned = await asyncio.get_running_loop().run_in_executor(self._threads, run)
         return await returned if inspect.isawaitable(returned) else returned
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -98,3 +100,17 @@ def test_a_template_about_nothing_and_a_field_that_is_missing_are_refused(make: 
         check_template({"input": "{prompt}"}, "the body")
     with pytest.raises(DataError, match="no 'reference', only"):
         filled("{extra.reference}", ScoreRequest(make(), (TEXT,)))
+
+
+async def test_calls_that_never_return_leave_the_other_threads_alone(make: Make) -> None:
+    release = threading.Event()
+    hanging = FunctionScorer(lambda request: release.wait() and 1.0)
+    request = GroupScoreRequest((ScoreRequest(make()),))
+    calls = [asyncio.create_task(hanging.score(request)) for _ in range(40)]
+    try:
+        await asyncio.wait(calls, timeout=0.05)
+        async with asyncio.timeout(30):
+            assert await asyncio.to_thread(release.is_set) is False
+    finally:
+        release.set()
+    assert await asyncio.gather(*calls) == [[Score(1.0)]] * 40
