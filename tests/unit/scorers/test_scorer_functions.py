@@ -104,7 +104,11 @@ def test_a_template_about_nothing_and_a_field_that_is_missing_are_refused(make: 
 
 async def test_calls_that_never_return_leave_the_other_threads_alone(make: Make) -> None:
     release = threading.Event()
-    hanging = FunctionScorer(lambda request: release.wait() and 1.0)
+
+    def hang(request: ScoreRequest) -> float:
+        return float(release.wait())
+
+    hanging = FunctionScorer(hang)
     request = GroupScoreRequest((ScoreRequest(make()),))
     calls = [asyncio.create_task(hanging.score(request)) for _ in range(40)]
     try:

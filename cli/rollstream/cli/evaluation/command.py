@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,6 +122,9 @@ def eval_command(
             "--follow evaluates what training announces: give it an --output for the curve, no --policy"
         )
 
+    if output is not None:
+        check_output(output)
+
     from rollstream.cli.evaluation.evaluating import Evaluating
     from rollstream.transport.telemetry import set_up_logging
 
@@ -135,8 +139,7 @@ def eval_command(
         typer.echo("stopped; run the same command to go on with what is there", err=True)
         raise typer.Exit(STOPPED)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_bytes(encode_report(report))
+        write_report(output, report)
     if not report.is_whole:
         raise typer.Exit(NOT_WHOLE)
 
@@ -155,6 +158,36 @@ def show(
     tables = report_tables(found[0][1], has_details=details) if alone else comparison_tables(found, has_details=details)
     for shown in tables:
         console.print(shown)
+
+
+def check_output(path: Path) -> None:
+    """Make the folder of a report before hours are spent on it.
+
+    Raises:
+        SettingsError: the report could not be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--output {str(path)!r} cannot be written: {error}; name another file") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise SettingsError(f"--output {str(path)!r} is a folder, or lies in one that cannot be written: name a file")
+
+
+def write_report(path: Path, report: EvaluationReport) -> None:
+    """Replace the file; a reader sees the report of before or the new one, never a part.
+
+    Raises:
+        SettingsError: it cannot be written; what was sampled is in the log.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(encode_report(report))
+        part.replace(path)
+    except OSError as error:
+        raise SettingsError(
+            f"--output {str(path)!r} cannot be written: {error}; name another file and run the same command again"
+        ) from error
 
 
 def read_report(path: Path) -> EvaluationReport:
