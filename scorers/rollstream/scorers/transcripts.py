@@ -12,6 +12,10 @@ import numpy as np
 from rollstream.schemas.errors import DataError, SettingsError
 from rollstream.schemas.trajectories import Sample, Trajectory
 
+THINK = "<think>"
+OPENING_TOKENS = 16
+"""Templates that begin the thinking themselves end the context with its tag, which is no longer than this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
@@ -103,6 +107,9 @@ def _transcript(sample: Sample, decoder: TokenDecoder, trajectory: Trajectory) -
         )
     start, end = final_turn(sample)
     last = decoder.decode(sample.response_ids[start:end].tolist(), has_control_tokens=False)
+    before = np.concatenate([sample.prompt_ids, sample.response_ids[:start]])[-OPENING_TOKENS:]
+    if decoder.decode(before.tolist(), has_control_tokens=True).rstrip().endswith(THINK):
+        last = THINK + last
     return Transcript(
         prompt=decoder.decode(sample.prompt_ids.tolist(), has_control_tokens=True),
         response=decoder.decode(sample.response_ids.tolist(), has_control_tokens=True),
@@ -124,4 +131,4 @@ def final_turn(sample: Sample) -> tuple[int, int]:
 
 def spoken(text: str) -> str:
     """What a turn says after thinking; empty if it never stopped thinking."""
-    return text.rpartition("</think>")[2].partition("<think>")[0].strip()
+    return text.rpartition("</think>")[2].partition(THINK)[0].strip()

@@ -32,6 +32,15 @@ def test_who_never_stopped_thinking_has_said_nothing(make: Make) -> None:
     assert transcripts_of(make(text="<think>hm"), Characters())[0].final_answer == ""
 
 
+@pytest.mark.parametrize(("said", "answer"), [("hm, 4", ""), ("hm</think> 42", "42")])
+def test_thinking_that_the_template_has_begun_is_no_answer_either(make: Make, said: str, answer: str) -> None:
+    trajectory = make(text=said)
+    prompt = np.array([ord(c) for c in "6*7?$<think>\n"], dtype=np.int32)
+    sample = msgspec.structs.replace(trajectory.samples[0], prompt_ids=prompt)
+    thinking = msgspec.structs.replace(trajectory, samples=[sample])
+    assert transcripts_of(thinking, Characters())[0].final_answer == answer
+
+
 def test_nothing_is_cut_however_long(make: Make) -> None:
     text = "a" * 200_000
     assert transcripts_of(make(text=text), Characters())[0].response == text
