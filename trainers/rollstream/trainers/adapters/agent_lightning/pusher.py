@@ -27,7 +27,7 @@ from urllib.parse import quote
 
 import aiohttp
 
-from rollstream.schemas.errors import InvalidMessageError, TransientError
+from rollstream.schemas.errors import InvalidMessageError, SettingsError, TransientError
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.trainers.adapters.agent_lightning.rollouts import events, failure, rollout, rollout_id
 from rollstream.trainers.adapters.checkpoints import SETTLE_S, CheckpointWatch
@@ -123,6 +123,8 @@ class AgentLightningServer:
         try:
             async with self._session.request(method, self._api + path, json=body) as response:
                 text = await response.text()
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
+            raise SettingsError(f"{self._api!r} is no address of a server: name it as http://host:8080") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise TransientError(f"{self._api}{path}: no answer ({type(error).__name__}: {error})") from error
         if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status == HTTPStatus.NOT_FOUND:

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from rollstream.schemas.errors import InvalidMessageError, TransientError
+from rollstream.schemas.errors import InvalidMessageError, SettingsError, TransientError
 
 REQUEST_TIMEOUT_S = 60.0
 COMPRESSED_ABOVE_BYTES = 1024
@@ -108,6 +108,8 @@ class AtroposServer:
                 text = await response.text()
                 if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                     return None
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
+            raise SettingsError(f"{self.url!r} is no address of a server: name it as http://host:8000") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise TransientError(f"{self.url}{path}: no answer ({type(error).__name__}: {error})") from error
         if response.status != HTTPStatus.OK:
