@@ -12,9 +12,10 @@ import pytest
 
 from rollstream.schemas.control import PolicyVersion, TrainerProgress, TrainerStart
 from rollstream.schemas.dead_letters import DeadLetter
-from rollstream.schemas.errors import DataLossError, PolicyFilesError, SettingsError
+from rollstream.schemas.errors import DataLossError, PolicyFilesError, SettingsError, TransientError
 from rollstream.schemas.trajectories import Trajectory
-from rollstream.trainers import AsyncTrajectoryStream, TrainingBatch
+from rollstream.trainers import AsyncTrajectoryStream, StreamStats, TrainingBatch
+from rollstream.trainers.announcements import Announcements
 from rollstream.transport.clients import start_consumer, start_producer
 from rollstream.transport.control import ControlFollower
 from rollstream.transport.policy_files import fetch_policy
@@ -288,3 +289,37 @@ async def test_commit_shows_the_lag(kafka: KafkaSettings, make_trajectory: Make,
         lag = await consumer_lag(kafka, f"{kafka.prefix}trainer.me")
     assert sum(partition.lag for partition in lag) == 0
     assert sum(partition.committed or 0 for partition in lag) == 6
+
+
+@pytest.mark.parametrize("failure", [TransientError("no acknowledgement"), asyncio.CancelledError()])
+async def test_a_batch_is_not_lost_with_the_word_about_it(
+    kafka: KafkaSettings,
+    make_trajectory: Make,
+    send: Send,
+    emitted: Emitted,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+) -> None:
+    await send(groups_of(make_trajectory, 3))
+    await emitted(3, is_finished=True)
+    tell = Announcements.tell
+    failures = [failure]
+
+    async def shaky(self: Announcements, stats: StreamStats) -> None:
+        if stats.batches == 1 and failures:
+            raise failures.pop()
+        await tell(self, stats)
+
+    monkeypatch.setattr(Announcements, "tell", shaky)
+    async with AsyncTrajectoryStream(kafka, groups_per_batch=1) as stream:
+        batches: list[TrainingBatch] = []
+        try:
+            batches.append(await anext(stream))
+        except asyncio.CancelledError:
+            with pytest.raises(SettingsError, match="ask for it before state_dict"):
+                stream.state_dict()
+        batches += await all_batches(stream)
+        assert not failures
+        assert [batch.number for batch in batches] == [0, 1, 2]
+        assert sorted(group_indices(batches)) == [0, 1, 2]
+        assert stream.state_dict()["counts"]["batches"] == 3

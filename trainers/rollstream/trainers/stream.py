@@ -106,6 +106,8 @@ class AsyncTrajectoryStream:
         self._restored: StreamState | None = None
         self._sought: Mapping[int, int] | None = None
         self._has_begun = False
+        self._undelivered: TrainingBatch | None = None
+        """Formed, and counted as delivered, while the wait for it may still be cut off."""
         self._fetched: deque[Record] = deque()
         self._has_warned_of_full_buffer = False
         self._followed_start: int | None = None
@@ -139,7 +141,7 @@ class AsyncTrajectoryStream:
         return self
 
     async def __anext__(self) -> TrainingBatch:
-        """The next batch; asking for it says that the one before is finished.
+        """The next batch; asking for it says that the one before is finished. Cut off while it waits, it loses nothing.
 
         Raises:
             TimeoutError: none within ``timeout_s``; says what is missing. Asking again goes on waiting.
@@ -147,17 +149,20 @@ class AsyncTrajectoryStream:
             TransientError: the broker does not answer.
         """
         await self._begin()
-        self._former.finish_batch()
+        if self._undelivered is None:
+            self._former.finish_batch()
         started = time.monotonic()
         while True:
             if self._watch.lost is not None:
                 raise self._watch.lost
             self._hear()
-            batch = self._former.next_batch()
+            batch = self._undelivered = self._undelivered or self._former.next_batch()
             self._hand_over_evaluations()
-            await self._tell()
             if batch is not None:
+                await self._tell_if_possible()
+                self._undelivered = None
                 return batch
+            await self._tell()
             if self._former.has_ended:
                 raise StopAsyncIteration
             if time.monotonic() - started > self.settings.timeout_s:
@@ -240,7 +245,15 @@ class AsyncTrajectoryStream:
         return [policy.uri for policy in removed]
 
     def state_dict(self) -> dict[str, Any]:
-        """The stream's part of a checkpoint, of plain types. Every batch delivered so far counts as trained on."""
+        """The stream's part of a checkpoint, of plain types. Every batch delivered so far counts as trained on.
+
+        Raises:
+            SettingsError: the wait for a batch was cut off when that was formed already: ask again before.
+        """
+        if self._undelivered is not None:
+            raise SettingsError(
+                "a batch is formed and not delivered, its wait was cut off: ask for it before state_dict()"
+            )
         state = msgspec.structs.replace(self._former.state(), marks=dict(self._marks))
         self._saved_positions, self._saved_policy = state.positions, state.policy
         return state.to_dict()
@@ -371,6 +384,13 @@ class AsyncTrajectoryStream:
                 followed = [run_id for run_id in runs if self.settings.run_id in (None, run_id)]
                 wanted = {run_id: [] for run_id in followed} | self._former.wanted()
                 await self._announcements.ask(wanted, run_id=self.settings.run_id)
+
+    async def _tell_if_possible(self) -> None:
+        """A batch that is formed is delivered all the same; what could not be told is told with the next word."""
+        try:
+            await self._tell()
+        except TransientError as error:
+            logger.warning("producers do not know yet how far this trainer is: %s", error)
 
     def _hand_over_evaluations(self) -> None:
         for group in self._former.take_evaluations():
