@@ -77,7 +77,10 @@ class ChatFormat(Protocol):
         ...
 
     def decode_turn(self, ids: Sequence[int]) -> str:
-        """The text of a turn without its stop token; for parsing and rewards, never to be encoded again."""
+        """The text of a turn without its stop token; for parsing and rewards, never to be encoded again.
+
+        It begins with the think tag where the generation prompt has opened one: an answer is what follows its end.
+        """
         ...
 
     def parse_turn(self, text: str) -> ParsedTurn:

@@ -98,7 +98,9 @@ class TemplateChatFormat:
     def decode_turn(self, ids: Sequence[int]) -> str:
         """See ChatFormat; markers such as think tags stay in the text."""
         is_closed = len(ids) > 0 and ids[-1] in self.turns.stop_ids
-        return self.tokenizer.decode(ids[:-1] if is_closed else ids)
+        text = self.tokenizer.decode(ids[:-1] if is_closed else ids)
+        is_opened = self._opens_thinking and text and not text.lstrip().startswith(THINK_OPEN)
+        return f"{THINK_OPEN}{text}" if is_opened else text
 
     def parse_turn(self, text: str) -> ParsedTurn:
         """The Hermes form; a turn whose generation prompt opens a think block begins inside it."""

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rollstream.rollout_workers.answer_matching import spoken_text
 from rollstream.rollout_workers.chat_format import ChatFormat
 from rollstream.rollout_workers.template_chat_format import TemplateChatFormat
 from rollstream.rollout_workers.template_checks import PROPERTIES
@@ -263,6 +264,10 @@ def test_a_prompt_that_opens_thinking_makes_the_turn_begin_inside_it(model_folde
     )
     assert [one.name for one in chat.parse_turn(f"{wrong}</think>{right}").calls] == ["b"]
     assert chat.parse_turn(wrong).kind == "malformed"
+    for said, answer in (("It is 4, or", ""), ("It is 4, or</think>\n5", "\n5"), ("<think>4</think>5", "5")):
+        text = chat.decode_turn(chat.tokenizer.encode(said))
+        assert spoken_text(text) == answer, "thoughts that were cut are no answer to be rewarded"
+        assert text.count("<think>") == 1
 
 
 def test_the_date_in_a_prompt_is_the_same_every_day(model_folder: ModelFolder) -> None:
