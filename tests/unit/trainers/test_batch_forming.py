@@ -380,3 +380,13 @@ def test_after_a_roll_back_groups_count_with_their_distance_through_the_fork(mak
     feed.add(make_trajectory(4, 0, group_size=1, version=3, lineage=LINEAGE + 1))
     assert feed.delivered() == []
     assert [(group.key.group_index, group.last_version) for group in feed.former.held_for] == [(3, 3)]
+
+
+def test_a_group_nobody_was_allowed_to_emit_is_waited_for_by_what_has_arrived_of_it(make_trajectory: Make) -> None:
+    """A producer without pace is ahead of the limit, which then says nothing about when group 50 began."""
+    feed = Feed(groups_per_batch=1, max_staleness=1)
+    feed.former.published(1, POLICY)
+    feed.add(make_trajectory(0, 0, group_size=1, version=1, lineage=LINEAGE))
+    feed.add(make_trajectory(50, 0, version=0, lineage=LINEAGE))
+    assert feed.delivered() == []
+    assert [(group.key.group_index, group.last_version) for group in feed.former.held_for] == [(50, 1)]

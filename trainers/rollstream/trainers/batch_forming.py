@@ -15,12 +15,12 @@ from rollstream.schemas.control import ProducerProgress, WantedMember
 from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.trainers.batches import TrainingBatch, TrajectoryGroup
-from rollstream.trainers.emission import EmissionHistory
 from rollstream.trainers.group_filters import age, is_replaceable, reason_to_drop, training_group
 from rollstream.trainers.groups import ArrivingGroup, GroupAssembler, GroupKey
-from rollstream.trainers.holding import AwaitedGroup, held_for
+from rollstream.trainers.holding import AwaitedGroup
 from rollstream.trainers.intervals import IntervalSet
 from rollstream.trainers.settings import TrainerSettings
+from rollstream.trainers.slow_groups import SlowGroups
 from rollstream.trainers.staleness import BASE_LINEAGE, Ancestry, staleness
 from rollstream.trainers.stream_state import Counts, PassedOver, PublishedPolicy, StreamState, StreamStats
 
@@ -53,20 +53,11 @@ class BatchFormer:
         self._ancestry = Ancestry(state.lineage, tuple(state.forks)) if state else Ancestry(BASE_LINEAGE)
         self._version = state.version if state else 0
         self._policy = state.policy if state else None
-        self._version_step = state.version_step if state else 1
-        self._version_groups = max(settings.groups_per_batch, state.version_groups if state else 0)
-        """Groups that were delivered while the version rose by that."""
-        self._groups_since = state.groups_since if state else 0
-        """Groups delivered since a policy was published."""
-        self._delivered_at = state.version if state and state.groups_since else None
-        """The version at which the newest batch was delivered, if no policy was published since."""
-        self._emission = EmissionHistory(state.limit_marks, state.heard_marks) if state else EmissionHistory()
+        self._slow_groups = SlowGroups(settings, self._groups, state)
         self._passed_over = state.passed_over if state else None
         self._held_for: list[AwaitedGroup] = []
         self._is_hold_counted = False
         self._is_at_end = False
-        self._last_versions: dict[GroupKey, tuple[int, float]] = {}
-        """Of open groups: members looked at, and the last version at which the oldest of them can be delivered."""
         self._groups_finished = self._counts.groups_consumed
         self._groups_of_other_runs: dict[str, int] = {}
         self._candidates: dict[GroupKey, TrajectoryGroup] = {}
@@ -125,10 +116,7 @@ class BatchFormer:
 
     def published(self, version: int, policy: PublishedPolicy) -> None:
         """A new policy version is out; the batch before it is finished."""
-        if self._delivered_at is not None and version > self._delivered_at:
-            self._version_step = version - self._delivered_at
-            self._version_groups = max(self._settings.groups_per_batch, self._groups_since)
-        self._delivered_at, self._groups_since = None, 0
+        self._slow_groups.published(version)
         self._set_policy(self._ancestry, version)
         self._policy = policy
         self.finish_batch()
@@ -138,8 +126,7 @@ class BatchFormer:
         self._set_policy(ancestry, version)
         self._policy = policy
         self.finish_batch()
-        self._emission.rolled_back(version)
-        self._delivered_at, self._groups_since = None, 0
+        self._slow_groups.rolled_back(version)
 
     def forget_policy(self) -> None:
         """The files of the present version are gone; the same version may be published again."""
@@ -199,7 +186,7 @@ class BatchFormer:
             return
         self._groups.note_progress(progress, now_s)
         if progress.is_train:
-            self._emission.note_heard(progress.run_id, progress.groups_emitted, self._version)
+            self._slow_groups.emission.note_heard(progress.run_id, progress.groups_emitted, self._version)
         self._is_settled = False
 
     def has_overdue(self, now_s: float) -> bool:
@@ -242,7 +229,7 @@ class BatchFormer:
         wanted = self._settings.groups_per_batch
         if self.has_ended or not candidates or (len(candidates) < wanted and not self._is_exhausted):
             return None
-        self._held_for = self._to_wait_for(candidates[:wanted])
+        self._held_for = self._slow_groups.to_wait_for(candidates[:wanted], self._ancestry, self._version)
         if self._held_for:
             self._counts.batches_held += not self._is_hold_counted
             self._is_hold_counted = True
@@ -318,11 +305,11 @@ class BatchFormer:
             forks=list(self._ancestry.forks),
             policy=self._policy,
             counts=self._counts.copied(),
-            version_step=self._version_step,
-            version_groups=self._version_groups,
-            groups_since=self._groups_since,
-            limit_marks=self._emission.limits(),
-            heard_marks=self._emission.heard(),
+            version_step=self._slow_groups.version_step,
+            version_groups=self._slow_groups.version_groups,
+            groups_since=self._slow_groups.groups_since,
+            limit_marks=self._slow_groups.emission.limits(),
+            heard_marks=self._slow_groups.emission.heard(),
             passed_over=self._passed_over,
         )
 
@@ -345,9 +332,8 @@ class BatchFormer:
     def _set_policy(self, ancestry: Ancestry, version: int) -> None:
         """Ages have changed: judge everything that is ready anew."""
         self._ancestry, self._version = ancestry, version
-        self._emission.note_version(version)
         self._candidates.clear()
-        self._last_versions.clear()
+        self._slow_groups.aged(version)
         self._is_settled = False
 
     def _is_of_other_run(self, run_id: str) -> bool:
@@ -379,45 +365,9 @@ class BatchFormer:
                 self._counts.count_drop(drop)
         return sorted(self._candidates.values(), key=lambda group: (-age(group), group.group_index, group.run_id))
 
-    def _to_wait_for(self, batch: Sequence[TrajectoryGroup]) -> list[AwaitedGroup]:
-        settings = self._settings
-        if settings.max_staleness is None or settings.stale == "drop" or settings.is_observer:
-            return []
-        youngest_at = self._version + settings.max_staleness
-        return held_for(
-            [youngest_at - age(group) for group in batch],
-            self._awaited(settings.max_staleness),
-            version=self._version,
-            version_step=self._version_step,
-            groups_per_step=self._version_groups,
-        )
-
-    def _awaited(self, max_staleness: int) -> list[AwaitedGroup]:
-        """Training groups that are emitted and still open, as far as it is known when they can have begun."""
-        awaited: list[AwaitedGroup] = []
-        open_groups = {group.key: group for group in self._groups.open() if group.is_train}
-        for key in open_groups.keys() | self._groups.unmet(self._emission.allowed):
-            start = self._emission.start_version(key.run_id, key.group_index)
-            if start is None:
-                continue
-            last_version = start + max_staleness
-            if key in open_groups:
-                last_version = min(last_version, self._last_version(open_groups[key], max_staleness))
-            if last_version >= self._version:
-                awaited.append(AwaitedGroup(key, int(last_version)))
-        return awaited
-
-    def _last_version(self, group: ArrivingGroup, max_staleness: int) -> float:
-        """By what has arrived of it; infinite if that says nothing."""
-        looked_at, last_version = self._last_versions.get(group.key, (0, float("inf")))
-        if looked_at != len(group.met):
-            arrived = training_group(group, self._settings, self._ancestry, self._version)
-            last_version = self._version + max_staleness - age(arrived)
-            self._last_versions[group.key] = len(group.met), last_version
-        return last_version
-
     def _note_limit(self) -> None:
-        self._emission.note_limit(self.emit_limit - sum(self._groups_of_other_runs.values()), self._version)
+        limit = self.emit_limit - sum(self._groups_of_other_runs.values())
+        self._slow_groups.emission.note_limit(limit, self._version)
 
     def _close(self, group: TrajectoryGroup) -> None:
         key = GroupKey(group.run_id, group.group_index)
@@ -425,21 +375,19 @@ class BatchFormer:
             self._counts.members_excluded[reason] = self._counts.members_excluded.get(reason, 0) + 1
         self._counts.members_missing += group.group_size - len(group.trajectories) - len(group.excluded)
         self._groups.close(key)
-        self._last_versions.pop(key, None)
+        self._slow_groups.forget(key)
 
     def _count_batch(self, batch: TrainingBatch) -> None:
         counts = self._counts
         counts.batches += 1
         counts.groups_consumed += len(batch)
         self._is_hold_counted = False
-        self._delivered_at = self._version
-        self._groups_since += len(batch.groups)
-        self._emission.forget_below(self._groups.lowest_unclosed())
+        self._slow_groups.delivered(len(batch), self._version)
         for group in batch.groups:
             del self._candidates[GroupKey(group.run_id, group.group_index)]
             self._close(group)
         for trajectory in batch.trajectories():
-            age = staleness(trajectory, self._ancestry, self._version) or 0
+            versions = staleness(trajectory, self._ancestry, self._version) or 0
             counts.trajectories_trained += 1
-            counts.staleness_sum += age
-            counts.max_staleness = max(counts.max_staleness, age)
+            counts.staleness_sum += versions
+            counts.max_staleness = max(counts.max_staleness, versions)
