@@ -11,6 +11,7 @@ import pytest
 from rollstream.schemas.control import PolicyLease, PolicyVersion, TrainerStart, WorkerStatus
 from rollstream.schemas.errors import PolicyFilesError, SettingsError
 from rollstream.trainers import AsyncTrajectoryStream, TrajectoryStream
+from rollstream.trainers.announcements import Announcements
 from rollstream.transport.control import ControlFollower, control_key
 from rollstream.transport.policy_files import fetch_policy
 from rollstream.transport.policy_leases import policy_lease
@@ -180,3 +181,25 @@ def test_a_loop_that_is_not_asynchronous_rolls_back_and_prunes_too(kafka: KafkaS
         assert stream.roll_back(2, root=store) == str(store / "v2")
         assert stream.prune_policies(store, keep=1) == [str(store / "v1")]
     assert names(store) == ["v2", "v3"]
+
+
+async def test_a_roll_back_that_was_begun_and_not_acknowledged_is_repeated_before_anything_else(
+    kafka: KafkaSettings, publisher: Publisher
+) -> None:
+    async with ControlFollower(kafka) as control:
+        trainer = Announcements(publisher, control, "trainer")
+        lineage = await trainer.start(None)
+        begun = await trainer.start((lineage, 3))
+        async with asyncio.timeout(30):
+            while not control.has_read(begun):
+                await control.wait_for_change(timeout_s=1)
+        with pytest.raises(SettingsError, match=r"roll_back\(\) to version 3 was begun"):
+            trainer.check_not_succeeded(lineage)
+        trainer.check_not_succeeded(lineage, is_rolling_back=True)
+        trainer.check_not_succeeded(begun)
+        other = await Announcements(publisher, control, "other").start(None)
+        async with asyncio.timeout(30):
+            while not control.has_read(other):
+                await control.wait_for_change(timeout_s=1)
+        with pytest.raises(SettingsError, match="trainer 'other' has started after"):
+            trainer.check_not_succeeded(lineage, is_rolling_back=True)

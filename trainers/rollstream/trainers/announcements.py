@@ -27,6 +27,8 @@ class Announcements:
         self._trainer_id = trainer_id
         self._told: tuple[int, int, int, int] | None = None
         self._asked: dict[str, Sequence[WantedMember]] = {}
+        self._started: set[int] = set()
+        """Lineages that this trainer has begun."""
 
     async def start(self, parent: tuple[int, int] | None) -> int:
         """Say that the trainer begins, or goes on from (lineage, version) ``parent``; returns its lineage."""
@@ -37,6 +39,7 @@ class Announcements:
             started_at=time.time(),
         )
         place = await self._publisher.publish(start, key=control_key(start), deadline_s=PUBLISH_DEADLINE_S)
+        self._started.add(place.offset)
         return place.offset
 
     async def renew_policy(self, restored: StreamState, lineage: int) -> bool:
@@ -93,15 +96,24 @@ class Announcements:
             await self._publisher.publish(message, key=control_key(message), deadline_s=PUBLISH_DEADLINE_S)
             self._asked[run] = members
 
-    def check_not_succeeded(self, lineage: int) -> None:
-        """Refuse to go on beside a trainer that has started later.
+    def check_not_succeeded(self, lineage: int, *, is_rolling_back: bool = False) -> None:
+        """Refuse to go on beside a trainer that has started later, or beside an own lineage that was not completed.
+
+        ``is_rolling_back``: what was begun and not completed is begun anew.
 
         Raises:
             SettingsError: there is one.
         """
         newest = self._control.latest(TrainerStart)
-        if newest is not None and newest[1] > lineage:
+        if newest is None or newest[1] <= lineage:
+            return
+        if newest[1] not in self._started:
             raise SettingsError(
                 f"trainer {newest[0].trainer_id!r} has started after this one on the same topics, and workers follow "
                 "the newest: stop one of them, give it a prefix of its own, or open it with is_observer=True"
+            )
+        if not is_rolling_back:
+            raise SettingsError(
+                f"roll_back() to version {newest[0].parent_version} was begun and not acknowledged, workers may have "
+                "gone back already: repeat it first"
             )

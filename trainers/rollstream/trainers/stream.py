@@ -209,7 +209,7 @@ class AsyncTrajectoryStream:
             PolicyFilesError: its files are not there any more; nothing has changed.
             TransientError: not acknowledged; repeat it.
         """
-        await self._begin_to_lead("an observer rolls nothing back")
+        await self._begin_to_lead("an observer rolls nothing back", is_rolling_back=True)
         former = self._former
         if not 0 <= version <= former.version:
             raise SettingsError(f"cannot roll back to version {version}: the trainer is at {former.version}")
@@ -314,12 +314,12 @@ class AsyncTrajectoryStream:
         self._watch.begin()
         self._has_begun = True
 
-    async def _begin_to_lead(self, refusal: str) -> None:
+    async def _begin_to_lead(self, refusal: str, *, is_rolling_back: bool = False) -> None:
         """What only the one trainer may do that everybody follows."""
         if self.settings.is_observer:
             raise SettingsError(f"{refusal}: open the stream without is_observer")
         await self._begin()
-        self._announcements.check_not_succeeded(self._former.lineage)
+        self._announcements.check_not_succeeded(self._former.lineage, is_rolling_back=is_rolling_back)
 
     def _policy_root(self, root: str | Path | None) -> str:
         found = self.settings.policy_store if root is None else str(root)
