@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rollstream.producers.service import produce
+from rollstream.producers.service import RunProgress, produce
 from rollstream.producers.settings import ProducerSettings
 from rollstream.schemas.ids import group_partition
 from rollstream.schemas.tasks import RolloutTask
 from rollstream.schemas.trajectories import Sample, Trajectory, TrajectoryError, VersionSpan
-from rollstream.trainers import AsyncTrajectoryStream
+from rollstream.trainers import AsyncTrajectoryStream, StreamStats
 from rollstream.transport.clients import start_consumer, stop_consumer
 from rollstream.transport.publisher import Publisher
 from rollstream.transport.records import decode_record
@@ -25,14 +25,13 @@ from rollstream.transport.settings import KafkaSettings
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
 GROUPS, GROUP_SIZE = 6, 3
-FAILS = {(0, 0), (3, 1), (3, 2), (5, 0)}
+FAILURES = {(0, 0): 1, (3, 1): 1, (3, 2): 1, (5, 0): 2}
+"""How often a (group, member) fails; all others succeed."""
 NEVER_COMES = {(2, 1)}
-FAILS_AGAIN = {(5, 0)}
 
 
 def rolled_out(task: RolloutTask) -> Trajectory:
-    member = (task.group_index, task.member_index)
-    is_failed = member in (FAILS_AGAIN if task.replacement else FAILS)
+    is_failed = task.replacement < FAILURES.get((task.group_index, task.member_index), 0)
     sample = Sample(
         prompt_ids=np.arange(3, dtype=np.int32),
         response_ids=np.arange(5, dtype=np.int32),
@@ -75,8 +74,11 @@ async def roll_out(kafka: KafkaSettings) -> None:
         await stop_consumer(consumer)
 
 
-async def test_groups_are_whole_again_where_a_second_rollout_succeeds(kafka: KafkaSettings, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
+async def trained(
+    kafka: KafkaSettings, folder: Path, rounds: int
+) -> tuple[dict[int, list[tuple[int, int]]], StreamStats, RunProgress]:
+    """Per group the (member, replacement) that were trained on."""
+    rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps({"question": f"{n}?"}) + "\n" for n in range(GROUPS)))
     settings = ProducerSettings(source=str(rows), run_id="run", group_size=GROUP_SIZE, is_paced=True)
     members: dict[int, list[tuple[int, int]]] = {}
@@ -84,20 +86,37 @@ async def test_groups_are_whole_again_where_a_second_rollout_succeeds(kafka: Kaf
         producing = group.create_task(produce(settings, kafka, asyncio.Event()))
         working = group.create_task(roll_out(kafka))
         async with AsyncTrajectoryStream(
-            kafka, groups_per_batch=1, partial_groups="backfill", group_deadline_s=8.0, timeout_s=60.0
+            kafka,
+            groups_per_batch=1,
+            partial_groups="backfill",
+            backfill_rounds=rounds,
+            max_staleness=None,
+            group_deadline_s=15.0,
+            timeout_s=90.0,
         ) as stream:
             async for batch in stream:
                 for found in batch.groups:
                     members[found.group_index] = [(t.member_index, t.replacement) for t in found.trajectories]
             stats = stream.stats()
+        progress = await producing
         working.cancel()
+    return members, stats, progress
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+async def test_groups_are_whole_again_where_another_rollout_succeeds(
+    kafka: KafkaSettings, tmp_path: Path, rounds: int
+) -> None:
+    members, stats, progress = await trained(kafka, tmp_path, rounds)
+
     assert members == {
         0: [(0, 1), (1, 0), (2, 0)],
         1: [(0, 0), (1, 0), (2, 0)],
         2: [(0, 0), (1, 1), (2, 0)],
         3: [(0, 0), (1, 1), (2, 1)],
         4: [(0, 0), (1, 0), (2, 0)],
-        5: [(1, 0), (2, 0)],
+        5: [(1, 0), (2, 0)] if rounds == 1 else [(0, 2), (1, 0), (2, 0)],
     }
-    assert (stats.replacements, stats.groups_consumed, stats.groups_dropped) == (5, GROUPS, 0)
-    assert producing.result().state == "finished"
+    assert (stats.groups_consumed, stats.groups_dropped) == (GROUPS, 0)
+    assert stats.replacements == progress.replacements_sent == 4 + rounds
+    assert progress.state == "finished"
