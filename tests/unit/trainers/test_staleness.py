@@ -72,10 +72,10 @@ def test_a_version_of_the_past_is_found_in_the_lineage_it_was_made_in(version: i
     ("version", "forks"),
     [
         (8, ((10, 2), (20, 5), (30, 8))),
-        (5, ((10, 2), (20, 5))),
-        (4, ((10, 2), (20, 4))),
-        (2, ((10, 2),)),
-        (1, ((10, 1),)),
+        (5, ((10, 2), (20, 5), (30, 5))),
+        (4, ((10, 2), (20, 4), (30, 4))),
+        (2, ((10, 2), (20, 2), (30, 2))),
+        (1, ((10, 1), (20, 1), (30, 1))),
     ],
 )
 def test_a_roll_back_leaves_the_history_where_the_version_lies(
@@ -84,6 +84,22 @@ def test_a_roll_back_leaves_the_history_where_the_version_lies(
     rolled_back = Ancestry(30, ((10, 2), (20, 5))).rolled_back(40, version)
     assert rolled_back == Ancestry(40, forks)
     assert rolled_back.distance(version, *Ancestry(30, ((10, 2), (20, 5))).at(version)) == 0
+
+
+@pytest.mark.parametrize(
+    ("forks", "lineage", "version", "token", "distance"),
+    [
+        (((10, 3),), 20, 3, (20, 3), 0),
+        (((10, 3),), 20, 3, (20, 5), 2),
+        (((10, 3),), 20, 2, (20, 5), 3),
+        (((10, 3),), 20, 2, (10, 8), 6),
+    ],
+)
+def test_tokens_of_a_lineage_that_is_rolled_back_altogether_keep_their_age(
+    forks: tuple[tuple[int, int], ...], lineage: int, version: int, token: tuple[int, int], distance: int
+) -> None:
+    """The second roll-back goes as far as the first one, or further."""
+    assert Ancestry(lineage, forks).rolled_back(40, version).distance(version, *token) == distance
 
 
 def test_a_token_drawn_beyond_a_roll_back_is_as_old_as_the_way_through_the_fork() -> None:

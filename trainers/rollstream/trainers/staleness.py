@@ -22,6 +22,7 @@ class Ancestry:
     Attributes:
         lineage: the trainer's own.
         forks: (lineage, version) at which each earlier lineage was left, oldest first; empty for a fresh start.
+            One that was rolled back altogether has the version that was gone back to.
     """
 
     lineage: int
@@ -47,9 +48,12 @@ class Ancestry:
         return self.lineage, version
 
     def rolled_back(self, lineage: int, version: int) -> Ancestry:
-        """The ancestry of versions that go on under ``lineage`` from an older ``version`` of this history."""
-        parent, _ = self.at(version)
-        return Ancestry(lineage, (*(fork for fork in self.forks if fork[1] < version), (parent, version)))
+        """The ancestry of versions that go on under ``lineage`` from an older ``version`` of this history.
+
+        Lineages that began beyond it keep their place: their tokens are as far away as they went beyond.
+        """
+        forks = tuple((fork_lineage, min(fork_version, version)) for fork_lineage, fork_version in self.forks)
+        return Ancestry(lineage, (*forks, (self.lineage, version)))
 
     def restored(self, lineage: int, version: int) -> Ancestry:
         """The ancestry of a trainer that goes on under ``lineage`` from a checkpoint at ``version``."""
