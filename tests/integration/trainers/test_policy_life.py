@@ -203,3 +203,18 @@ async def test_a_roll_back_that_was_begun_and_not_acknowledged_is_repeated_befor
                 await control.wait_for_change(timeout_s=1)
         with pytest.raises(SettingsError, match="trainer 'other' has started after"):
             trainer.check_not_succeeded(lineage, is_rolling_back=True)
+
+
+async def test_the_policy_of_the_last_checkpoint_stays_while_the_next_one_is_written(
+    kafka: KafkaSettings, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    async with AsyncTrajectoryStream(kafka, policy_store=str(store)) as stream:
+        lineage_names: list[str] = []
+        for version in (1, 2, 3, 4, 5, 6):
+            await published(stream, tmp_path, version)
+            lineage_names.append(f"{stream.stats().lineage}-{version}")
+            if version in (1, 2, 4):
+                stream.state_dict()
+        await stream.prune_policies(keep=1)
+    assert names(store) == [lineage_names[place - 1] for place in (2, 4, 6)]

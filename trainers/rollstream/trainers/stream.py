@@ -115,7 +115,8 @@ class AsyncTrajectoryStream:
         self._marks: dict[int, int] = {}
         self._saved_positions: Mapping[int, int] = {}
         """Those of the newest ``state_dict``."""
-        self._saved_policy: PublishedPolicy | None = None
+        self._saved_policies: deque[PublishedPolicy] = deque(maxlen=2)
+        """Of the newest ``state_dict``, and the one before: a trainer may be killed while it writes the newest."""
         self._sizes = RecordSizes()
         self._watch = RetentionWatch(self._kafka, self._log.topic, self.settings, self._standing)
         self._stack = AsyncExitStack()
@@ -227,7 +228,7 @@ class AsyncTrajectoryStream:
     ) -> list[str]:
         """Remove published policies that nobody needs any more; returns the URIs of what is gone. Safe to repeat.
 
-        What stays: the ``keep`` newest, the announced one, that of the newest ``state_dict()``, what live workers draw
+        What stays: the ``keep`` newest, the announced one, those of the two newest ``state_dict()``, what workers draw
         from, what is leased (evaluations), and each version that is a multiple of ``every``. Only directories directly
         below ``root`` are touched that ``publish_policy`` has sealed, and in them only the files it sealed.
 
@@ -238,7 +239,7 @@ class AsyncTrajectoryStream:
         await self._begin_to_lead("an observer removes no policies")
         if keep < 1:
             raise SettingsError(f"keep={keep}: the newest policy must stay, keep at least 1")
-        saved = frozenset([self._saved_policy.manifest_sha256] if self._saved_policy else [])
+        saved = frozenset(policy.manifest_sha256 for policy in self._saved_policies)
         removed = await prune_policies(
             self._policy_root(root), self._control, checkpointed=saved, keep=keep, every=every
         )
@@ -255,7 +256,8 @@ class AsyncTrajectoryStream:
                 "a batch is formed and not delivered, its wait was cut off: ask for it before state_dict()"
             )
         state = msgspec.structs.replace(self._former.state(), marks=dict(self._marks))
-        self._saved_positions, self._saved_policy = state.positions, state.policy
+        self._saved_positions = state.positions
+        self._note_saved(state.policy)
         return state.to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -273,7 +275,8 @@ class AsyncTrajectoryStream:
         self._restored = StreamState.from_dict(state, topic=self._log.topic, run_id=self.settings.run_id)
         self._former = self._new_former(self._restored)
         self._marks = dict(self._restored.marks)
-        self._saved_positions, self._saved_policy = self._restored.positions, self._restored.policy
+        self._saved_positions = self._restored.positions
+        self._note_saved(self._restored.policy)
 
     async def seek(self, to: SeekTarget) -> None:
         """Begin elsewhere than at the earliest record; before the first batch and the first policy. See ``SeekTarget``.
@@ -320,6 +323,10 @@ class AsyncTrajectoryStream:
             raise SettingsError(f"{refusal}: open the stream without is_observer")
         await self._begin()
         self._announcements.check_not_succeeded(self._former.lineage, is_rolling_back=is_rolling_back)
+
+    def _note_saved(self, policy: PublishedPolicy | None) -> None:
+        if policy is not None and policy not in self._saved_policies:
+            self._saved_policies.append(policy)
 
     def _policy_root(self, root: str | Path | None) -> str:
         found = self.settings.policy_store if root is None else str(root)
