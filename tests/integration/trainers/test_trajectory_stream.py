@@ -297,6 +297,7 @@ async def test_a_batch_is_not_lost_with_the_word_about_it(
     make_trajectory: Make,
     send: Send,
     emitted: Emitted,
+    weights: Path,
     monkeypatch: pytest.MonkeyPatch,
     failure: BaseException,
 ) -> None:
@@ -318,6 +319,8 @@ async def test_a_batch_is_not_lost_with_the_word_about_it(
         except asyncio.CancelledError:
             with pytest.raises(SettingsError, match="ask for it before state_dict"):
                 stream.state_dict()
+            with pytest.raises(SettingsError, match="ask for it before the next policy"):
+                await stream.publish_policy(1, weights)
         batches += await all_batches(stream)
         assert not failures
         assert [batch.number for batch in batches] == [0, 1, 2]

@@ -251,10 +251,7 @@ class AsyncTrajectoryStream:
         Raises:
             SettingsError: the wait for a batch was cut off when that was formed already: ask again before.
         """
-        if self._undelivered is not None:
-            raise SettingsError(
-                "a batch is formed and not delivered, its wait was cut off: ask for it before state_dict()"
-            )
+        self._check_nothing_in_hand("state_dict()")
         state = msgspec.structs.replace(self._former.state(), marks=dict(self._marks))
         self._saved_positions = state.positions
         self._note_saved(state.policy)
@@ -317,10 +314,15 @@ class AsyncTrajectoryStream:
         self._watch.begin()
         self._has_begun = True
 
+    def _check_nothing_in_hand(self, step: str) -> None:
+        if self._undelivered is not None:
+            raise SettingsError(f"a batch is formed and not delivered, its wait was cut off: ask for it before {step}")
+
     async def _begin_to_lead(self, refusal: str, *, is_rolling_back: bool = False) -> None:
         """What only the one trainer may do that everybody follows."""
         if self.settings.is_observer:
             raise SettingsError(f"{refusal}: open the stream without is_observer")
+        self._check_nothing_in_hand("the next policy")
         await self._begin()
         self._announcements.check_not_succeeded(self._former.lineage, is_rolling_back=is_rolling_back)
 
