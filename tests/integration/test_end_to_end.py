@@ -17,9 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as parquet
 import pytest
 
 from rollstream.cli.tiny_model import ANSWER_PATTERN, SYSTEM_PROMPT, make_tasks
@@ -101,40 +99,32 @@ def produce_arguments(prompts: Path) -> list[str]:
     ]
 
 
-def read_export(directory: Path) -> list[dict[str, Any]]:
-    return parquet.read_table(directory).to_pylist()
-
-
-def check_record(row: dict[str, Any], vocab_size: int) -> None:
-    """Mask, lengths and versions of one sample."""
-    length = len(row["response_ids"])
-    assert length == len(row["response_mask"]) == len(row["response_logprobs"]) == len(row["response_versions"])
-    assert 0 < sum(row["response_mask"]) <= length
-    assert max(*row["prompt_ids"], *row["response_ids"]) < vocab_size
-    for mask, logprob, version in zip(
-        row["response_mask"], row["response_logprobs"], row["response_versions"], strict=True
-    ):
-        assert (version >= 0 and logprob <= 0) if mask else (version == -1 and logprob == 0)
-    sampled = {version for version in row["response_versions"] if version >= 0}
-    assert sampled <= set(range(row["policy_version_min"], row["policy_version_max"] + 1))
+def check_sample(trajectory: Trajectory, sample: Sample, vocab_size: int) -> None:
+    """Mask, ids and versions of one sample."""
+    mask, versions = sample.response_mask.astype(bool), sample.response_versions
+    assert mask.any()
+    assert max(*sample.prompt_ids, *sample.response_ids) < vocab_size
+    assert (sample.response_logprobs[mask] <= 0).all()
+    assert (sample.response_logprobs[~mask] == 0).all()
+    assert (versions[~mask] == -1).all()
+    assert set(versions[mask]) <= set(range(trajectory.policy_version_min, trajectory.policy_version_max + 1))
 
 
 def rescored(
-    row: dict[str, Any], policies: dict[PolicyRef, Path], difference: Callable[..., float]
+    sample: Sample, policies: dict[PolicyRef, Path], difference: Callable[..., float]
 ) -> tuple[float, set[PolicyRef]]:
     """Largest difference to transformers over the sampled tokens of a sample, and the policies that drew them."""
     worst, used = 0.0, set[PolicyRef]()
-    for span in row["version_spans"]:
-        start, end = span["start"], span["end"]
-        policy = PolicyRef(span["lineage"], span["version"])
-        used.add(policy)
+    prompt, response = sample.prompt_ids.tolist(), sample.response_ids.tolist()
+    for span in sample.version_spans:
+        used.add(PolicyRef(span.lineage, span.version))
         generation = Generation(
-            ids=row["response_ids"][start:end],
-            logprobs=row["response_logprobs"][start:end],
+            ids=response[span.start : span.end],
+            logprobs=sample.response_logprobs[span.start : span.end].tolist(),
             finish_reason="stop",
-            spans=[VersionSpan(0, end - start, policy.version, policy.lineage)],
+            spans=[VersionSpan(0, span.end - span.start, span.version, span.lineage)],
         )
-        worst = max(worst, difference(policies, row["prompt_ids"] + row["response_ids"][:start], generation))
+        worst = max(worst, difference(policies, prompt + response[: span.start], generation))
     return worst, used
 
 
@@ -167,19 +157,20 @@ def test_what_is_trained_on_is_what_was_sampled_to_the_last_logprob(
     assert len(trained) == GROUPS * GROUP_SIZE
 
     commands.run("trajectories", "export", str(tmp_path / "export"))
-    rows = read_export(tmp_path / "export")
-    assert {row["trajectory_id"] for row in rows} == set(trained)
+    exported = list(read_trajectories(str(tmp_path / "export")))
+    assert {trajectory.trajectory_id for trajectory in exported} == set(trained)
+    samples = [(trajectory, sample) for trajectory in exported for sample in trajectory.samples]
     vocab_size = json.loads((tiny_model_dir / "config.json").read_text())["vocab_size"]
-    (lineage,) = {span["lineage"] for row in rows for span in row["version_spans"] if span["version"]}
+    (lineage,) = {span.lineage for _, sample in samples for span in sample.version_spans if span.version}
     policies = {PolicyRef(0, 0): tiny_model_dir} | {
         PolicyRef(lineage, number): policy_dirs[number % len(policy_dirs)] for number in range(1, version + 1)
     }
     worst, used = 0.0, set[PolicyRef]()
-    for row in rows:
-        check_record(row, vocab_size)
-        difference, drew = rescored(row, policies, logprob_difference)
+    for trajectory, sample in samples:
+        check_sample(trajectory, sample, vocab_size)
+        difference, drew = rescored(sample, policies, logprob_difference)
         worst = max(worst, difference)
         used |= drew
     assert worst <= MAX_LOGPROB_DIFFERENCE
     assert len(used) >= 3
-    assert sum(row["metrics"] is not None and dict(row["metrics"])["tool_calls"] > 0 for row in rows) > len(rows) / 4
+    assert sum(trajectory.metrics["tool_calls"] > 0 for trajectory in exported) > len(exported) / 4

@@ -61,6 +61,7 @@ COMMANDS = (
         "rollstream.cli.agent_lightning:agent_lightning_app",
         "Feed trainers that read from an agent-lightning server.",
     ),
+    LazyCommand("archive", "rollstream.cli.archive:archive_app", "Keep every trajectory in files, for ever."),
     LazyCommand("atropos", "rollstream.cli.atropos:atropos_app", "Feed trainers that speak Atropos' HTTP API."),
     LazyCommand(
         "dead-letters",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rollstream.cli.command_line import CommandLine
@@ -16,7 +17,7 @@ from rollstream.transport.settings import KafkaSettings
 def role_processes(
     settings: RollstreamSettings, kafka: KafkaSettings, command_line: CommandLine, *, host: str | None = None
 ) -> list[ProcessSpec]:
-    """Processes of ``up``: tool workers first, then rollout workers, scorers, trainer and producer.
+    """Processes of ``up``: tool workers first, then rollout workers, scorers, archiver, trainer and producer.
 
     Workers have names that stay the same over restarts, so that a restart within the session time-out moves no
     partitions. Every child resolves the same settings as its parent, with the address of the broker pinned.
@@ -36,6 +37,9 @@ def role_processes(
     specs += [
         pinned.worker("scorer", index, scorer.instance_id or host, scorer.metrics_port) for index in range(up.scorers)
     ]
+    if settings.archive is not None:
+        worker_id = f'archive.worker_id="{host}-archiver"'
+        specs.append(pinned.process("archiver", "archive", "run", assignments=(worker_id,)))
     if up.trainer_command:
         specs.append(
             ProcessSpec(
@@ -65,13 +69,15 @@ class _Pinned:
         assignments = [f'{section}.{key}="{owner}-{name}"' for key in ("instance_id", "worker_id")]
         if metrics_port is not None:
             assignments.append(f"{section}.metrics_port={metrics_port + index}")
-        return self.process(name, role, *assignments)
+        return self.process(name, role, assignments=assignments)
 
-    def process(self, name: str, role: str, *assignments: str, may_finish: bool = False) -> ProcessSpec:
+    def process(
+        self, name: str, *command: str, assignments: Sequence[str] = (), may_finish: bool = False
+    ) -> ProcessSpec:
         line = CommandLine(self.command_line.config, (*self.command_line.assignments, *assignments))
         return ProcessSpec(
             name=name,
-            command=rollstream_command(line, self.kafka, role),
+            command=rollstream_command(line, self.kafka, *command),
             log_path=self.up.log_dir / f"{name}.log",
             may_finish=may_finish,
             restarts=restart_policy(self.up),

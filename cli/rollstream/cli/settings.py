@@ -26,6 +26,7 @@ from rollstream.schemas.errors import SettingsError
 from rollstream.scorers.settings import ScorerSettings
 from rollstream.tool_workers.settings import ToolWorkerSettings
 from rollstream.tool_workers.tool_secrets import VARIABLE_PREFIX
+from rollstream.trainers.archive.settings import ArchiveSettings
 from rollstream.trainers.settings import TrainerSettings
 from rollstream.transport.local_broker import BrokerSettings, running_bootstrap
 from rollstream.transport.settings import KafkaSettings
@@ -89,6 +90,7 @@ class RollstreamSettings(BaseSettings):
     scorer: ScorerSettings = Field(default_factory=ScorerSettings)
     producer: ProducerSettings | None = None
     trainer: TrainerSettings = Field(default_factory=TrainerSettings)
+    archive: ArchiveSettings | None = None
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     up: UpSettings = Field(default_factory=UpSettings)
 

@@ -142,7 +142,7 @@ class WorkerStatus(Message, frozen=True, kw_only=True):
     topic: ClassVar[str] = "control"
 
     worker_id: str
-    role: Literal["rollout-worker", "tool-worker", "trainer", "producer", "scorer"]
+    role: Literal["rollout-worker", "tool-worker", "trainer", "producer", "scorer", "archiver"]
     state: Literal["starting", "running", "draining", "stopped"]
     running: int = 0
     """Episodes, tool calls or scorings running now."""

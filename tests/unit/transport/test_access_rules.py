@@ -40,7 +40,7 @@ def test_each_topic_is_written_by_the_roles_that_make_its_records() -> None:
     assert writers_of("tool-calls.default") == {"rollout-worker"}
     assert writers_of("tool-results") == {"tool-worker"}
     assert writers_of("scored-trajectories") == {"scorer"}
-    assert writers_of("control") == {"rollout-worker", "producer", "trainer", "scorer"}
+    assert writers_of("control") == {"rollout-worker", "producer", "trainer", "scorer", "archiver"}
     assert writers_of("dead-letters") == {"rollout-worker", "trainer", "scorer"}
 
 

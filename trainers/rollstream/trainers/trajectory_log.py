@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from types import TracebackType
 from typing import TypeVar
 
@@ -47,8 +47,18 @@ class TrajectoryLog:
         topic: str = "trajectories",
         group_id: str | None = None,
         read_ahead_bytes: int | None = None,
+        partitions: Collection[int] | None = None,
     ) -> None:
-        """``topic``: its short name. ``read_ahead_bytes``: of all partitions together; None: as much as is useful."""
+        """Connects to nothing yet.
+
+        Args:
+            kafka: where the topic is.
+            topic: its short name.
+            group_id: whose positions are committed.
+            read_ahead_bytes: of all partitions together; None: as much as is useful.
+            partitions: those to read; None: all.
+        """
+        self._wanted_partitions = partitions
         self._read_ahead_bytes = read_ahead_bytes
         self.topic = kafka.topic(topic)
         self._kafka = kafka
@@ -56,6 +66,7 @@ class TrajectoryLog:
         self._consumer: AIOKafkaConsumer | None = None
         self._steady_reader: SteadyReader | None = None
         self._partitions: list[TopicPartition] = []
+        self._all_partitions: list[TopicPartition] = []
         self._order: ReadingOrder[Record] = ReadingOrder([])
         self._next: dict[int, int] = {}
         """Per partition, the offset to fetch next."""
@@ -64,7 +75,8 @@ class TrajectoryLog:
         self._lost: DataLossError | None = None
 
     async def __aenter__(self) -> TrajectoryLog:
-        self._partitions = await self._find_partitions()
+        self._all_partitions = await self._find_partitions()
+        self._partitions = self._chosen_partitions()
         self._consumer = await start_consumer(self._kafka, group_id=self._group_id, auto_offset_reset="none")
         self._steady_reader = SteadyReader(self._consumer)
         return self
@@ -74,9 +86,10 @@ class TrajectoryLog:
     ) -> None:
         await stop_consumer(self._started)
 
-    async def beginning_offsets(self) -> dict[int, int]:
-        """Per partition, the offset of the oldest record that is still there."""
-        return _by_partition(await self._asked(self._started.beginning_offsets(self._partitions)))
+    async def beginning_offsets(self, *, all_partitions: bool = False) -> dict[int, int]:
+        """Per partition that is read, or per partition of the topic, the offset of the oldest record still there."""
+        partitions = self._all_partitions if all_partitions else self._partitions
+        return _by_partition(await self._asked(self._started.beginning_offsets(partitions)))
 
     async def end_offsets(self) -> dict[int, int]:
         """Per partition, the offset after the newest record."""
@@ -196,6 +209,17 @@ class TrajectoryLog:
         if description["error_code"] != 0:
             raise SettingsError(f"topic {self.topic!r} does not exist: run 'rollstream topics apply'")
         return sorted(TopicPartition(self.topic, p["partition"]) for p in description["partitions"])
+
+    def _chosen_partitions(self) -> list[TopicPartition]:
+        if self._wanted_partitions is None:
+            return self._all_partitions
+        wanted = set(self._wanted_partitions)
+        unknown = sorted(wanted - {partition.partition for partition in self._all_partitions})
+        if unknown or not wanted:
+            raise SettingsError(
+                f"{self.topic!r} has {len(self._all_partitions)} partitions, of which {sorted(wanted)} are to be read"
+            )
+        return [partition for partition in self._all_partitions if partition.partition in wanted]
 
     @property
     def _started(self) -> AIOKafkaConsumer:

@@ -14,7 +14,7 @@ from rollstream.schemas.errors import SettingsError
 from rollstream.transport.settings import KafkaSettings
 from rollstream.transport.topics import SCORED
 
-Role = Literal["tool-worker", "rollout-worker", "producer", "trainer", "scorer"]
+Role = Literal["tool-worker", "rollout-worker", "producer", "trainer", "scorer", "archiver"]
 Resource = Literal["topic", "group"]
 Pattern = Literal["literal", "prefixed"]
 Operation = Literal["read", "write", "describe", "describe-configs"]
@@ -86,6 +86,14 @@ def access_rules(role: Role, kafka: KafkaSettings, *, toolset: str | None = None
                 *_topic(kafka, "control", "write"),
                 *_topic(kafka, "dead-letters", "write"),
                 _group(kafka, "scorers"),
+            ]
+        case "archiver":
+            _refuse_toolset(role, toolset)
+            rules = [
+                *_topic(kafka, "trajectories", "read"),
+                *_topic(kafka, SCORED, "read"),
+                *_topic(kafka, "control", "write"),
+                _group(kafka, "archivers"),
             ]
     return tuple(sorted(rules))
 
