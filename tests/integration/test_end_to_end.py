@@ -22,8 +22,9 @@ import pytest
 
 from rollstream.cli.tiny_model import ANSWER_PATTERN, SYSTEM_PROMPT, make_tasks
 from rollstream.rollout_workers.engine import Generation, PolicyRef
-from rollstream.schemas.trajectories import VersionSpan
+from rollstream.schemas.trajectories import Sample, Trajectory, VersionSpan
 from rollstream.trainers import TrajectoryStream
+from rollstream.trainers.trajectory_reading import read_trajectories
 from rollstream.transport.settings import KafkaSettings
 
 pytestmark = [pytest.mark.broker, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(400)]

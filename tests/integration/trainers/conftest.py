@@ -1,10 +1,14 @@
-"""Synthetic trajectories on a real broker."""
+"""Synthetic trajectories on a real broker, and a bucket for what becomes of them."""
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# (fsspec is not annotated)
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from uuid import uuid4
 
+import fsspec
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -116,3 +120,32 @@ def emitted(publisher: Publisher) -> Emitted:
         await publisher.publish(progress, key=control_key(progress))
 
     return emitted
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A server that speaks S3 over HTTP."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket reached as a user reaches one: by the variables of AWS's own tools."""
+    variables = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL_S3": s3_server,
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3").clear_instance_cache()
+    name = f"test-{uuid4().hex}"
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"

@@ -9,45 +9,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from rollstream.schemas.errors import PolicyFilesError
 from rollstream.transport.policy_files import fetch_policy, write_policy
 from rollstream.transport.policy_manifest import MANIFEST, PolicyIdentity
 from rollstream.transport.policy_storage import PolicyStorage
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket reached as a user reaches one: by the variables of AWS's own tools."""
-    variables = {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL_S3": s3_server,
-    }
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    name = f"policies-{uuid4().hex}"
-    file_system().mkdir(name)
-    return f"s3://{name}"
 
 
 @contextmanager
