@@ -124,7 +124,7 @@ def read_trajectories(kafka: KafkaSettings) -> Callable[..., Any]:
             left = sum((await log.end_offsets()).values())
             await log.seek({})
             async with asyncio.timeout(DEADLINE_S):
-                while left:
+                while left > 0:  # more may have come since it was asked
                     records = await log.fetch(timeout_s=0.5)
                     left -= len(records)
                     for record in records:
