@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from rollstream.schemas.errors import SettingsError
 from rollstream.schemas.trajectories import Trajectory
 from rollstream.trainers.trajectory_export import ExportSummary, export_trajectories
+from rollstream.trainers.trajectory_reading import read_trajectories
 from rollstream.transport.clients import start_producer
 from rollstream.transport.settings import KafkaSettings
 
@@ -60,6 +62,16 @@ async def test_parts_end_at_their_number_of_rows(
     summary = await export_trajectories(kafka, str(tmp_path / "out"), rows_per_part=4)
     assert summary.parts == 2
     assert len(parquet_rows(tmp_path / "out")) == 6
+
+
+async def test_no_part_ends_within_a_trajectory(
+    kafka: KafkaSettings, make_trajectory: Make, send: Send, tmp_path: Path
+) -> None:
+    whole = make_trajectory(0, 0)
+    await send([msgspec.structs.replace(whole, samples=whole.samples * 3)])
+    assert (await export_trajectories(kafka, str(tmp_path / "out"), rows_per_part=2)).parts == 1
+    [read] = read_trajectories(str(tmp_path / "out"))
+    assert len(read.samples) == 3
 
 
 async def test_an_export_can_go_to_a_url_and_be_of_one_run(

@@ -160,3 +160,14 @@ def test_damaged_and_missing_files_are_named(make_trajectory: Any, tmp_path: Pat
         (tmp_path / name).write_bytes(body)
         with pytest.raises(InvalidMessageError, match=name):
             list(read_trajectories(str(tmp_path / name)))
+
+
+def test_a_trajectory_over_two_files_is_one_and_half_of_it_is_none(make_trajectory: Any, tmp_path: Path) -> None:
+    sample = make_trajectory(0, 0).samples[0]
+    forked = msgspec.structs.replace(make_trajectory(0, 0), samples=[sample, sample])
+    first, second = trajectory_rows(forked, 0, 0)
+    write(tmp_path / "part-0.parquet", [first])
+    write(tmp_path / "part-1.parquet", [second])
+    assert [len(read.samples) for read in read_trajectories(str(tmp_path))] == [2]
+    with pytest.raises(InvalidMessageError, match="lacks the samples before its sample 1"):
+        list(read_trajectories(str(tmp_path / "part-1.parquet")))

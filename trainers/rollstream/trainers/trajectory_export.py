@@ -73,7 +73,7 @@ async def export_trajectories(
         file_format: ``part-00000.parquet``, …, or ``part-00000.jsonl``, …
         run_id: of this run only; None: of every run.
         since_s: only records the broker took at or after this unix time; None: from the earliest.
-        rows_per_part: rows of a file at most; large rows make it end sooner.
+        rows_per_part: a file ends with the trajectory that reaches this many rows; large rows make it end sooner.
         is_following: go on with what arrives until ``stop`` is set, instead of ending at the present end.
         stop: end early; what was read is written.
         on_progress: called after each fetch.
@@ -127,8 +127,7 @@ class _Export:
                 self._duplicates += 1
                 continue
             self._seen.add(trajectory.trajectory_id)
-            for row in trajectory_rows(trajectory, record.partition, record.offset):
-                self._parts.add(row)
+            self._parts.add(list(trajectory_rows(trajectory, record.partition, record.offset)))
 
     def summary(self) -> ExportSummary:
         return ExportSummary(len(self._seen), self._duplicates, self._undecodable, self._parts.written)
@@ -153,9 +152,10 @@ class _Parts:
         if present:
             raise SettingsError(f"{target!r} holds an export already ({present[0]!r}): choose another directory")
 
-    def add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        self._size_bytes += sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """All rows of a trajectory, which lie in one file."""
+        self._rows += rows
+        self._size_bytes += sum(value.nbytes for row in rows for value in row.values() if isinstance(value, np.ndarray))
         if len(self._rows) >= self._rows_per_part or self._size_bytes >= BYTES_PER_PART:
             self._write()
 

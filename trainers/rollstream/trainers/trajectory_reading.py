@@ -46,14 +46,13 @@ def read_trajectories(
     """
     wanted = None if status is None else frozenset(status)
     files, paths = _find_files(source)
-    for path in paths:
-        rows = _guarded(path, _rows_of(files, path))
-        for trajectory in _guarded(path, _rebuilt(rows, run_id)):
-            if wanted is not None and trajectory.status not in wanted:
-                continue
-            if min_reward is not None and (trajectory.reward is None or trajectory.reward < min_reward):
-                continue
-            yield trajectory
+    rows = (row for path in paths for row in _guarded(path, _rows_of(files, path)))
+    for trajectory in _guarded(source, _rebuilt(rows, run_id)):
+        if wanted is not None and trajectory.status not in wanted:
+            continue
+        if min_reward is not None and (trajectory.reward is None or trajectory.reward < min_reward):
+            continue
+        yield trajectory
 
 
 def _find_files(source: str) -> tuple[Any, list[str]]:
@@ -77,25 +76,41 @@ def _find_files(source: str) -> tuple[Any, list[str]]:
     return files, sorted(paths)
 
 
-def _guarded(path: str, items: Iterator[Any]) -> Iterator[Any]:
-    """What is wrong in a file is told with its name."""
+class _DamagedFileError(InvalidMessageError):
+    """Says already where the damage is."""
+
+
+def _guarded(place: str, items: Iterator[Any]) -> Iterator[Any]:
+    """What is wrong is told with its place, the innermost one."""
     try:
         yield from items
+    except _DamagedFileError:
+        raise
     except InvalidMessageError as error:
-        raise InvalidMessageError(f"{path!r}: {error}", field=error.field) from error
+        raise _DamagedFileError(f"{place!r}: {error}", field=error.field) from error
     except (KeyError, ValueError, TypeError, pa.ArrowException, msgspec.MsgspecError, zstandard.ZstdError) as error:
-        raise InvalidMessageError(f"{path!r} is damaged, or holds no trajectories: {error!r}") from error
+        raise _DamagedFileError(f"{place!r} is damaged, or holds no trajectories: {error!r}") from error
 
 
 def _rebuilt(rows: Iterable[dict[str, Any]], run_id: str | None) -> Iterator[Trajectory]:
-    """Rows of one trajectory lie together; the first has sample 0, or none."""
+    """Rows of one trajectory lie together, if need be over the border of two files; the first has sample 0, or none.
+
+    Raises:
+        InvalidMessageError: a sample is missing in between, as a file is.
+    """
     held: list[dict[str, Any]] = []
     for row in rows:
         if run_id not in (None, row["run_id"]):
             continue
-        if held and not row["sample_index"]:
-            yield rebuild_trajectory(held)
+        if not row["sample_index"]:
+            if held:
+                yield rebuild_trajectory(held)
             held = []
+        elif len(held) != row["sample_index"] or held[0]["trajectory_id"] != row["trajectory_id"]:
+            raise InvalidMessageError(
+                f"trajectory {row['trajectory_id']!r} lacks the samples before its sample {row['sample_index']}: is a "
+                "file missing, or read alone?"
+            )
         held.append(row)
     if held:
         yield rebuild_trajectory(held)
