@@ -100,7 +100,7 @@ async def killed_run(kafka: KafkaSettings, folder: Path, model: Path, kills: str
     output = await run(
         *(str(KILLED), str(SCRIPT), str(folder), kills),
         *("--bootstrap", kafka.bootstrap, "--prefix", kafka.prefix, "--model", str(model)),
-        *("--run-dir", str(folder / "run"), "--groups-per-batch", "1", "--steps", str(STEPS)),
+        *("--run-dir", str(folder / "run"), "--groups-per-batch", "1", "--steps", str(STEPS), "--max-staleness", "100"),
     )
     return json.loads(output)
 
